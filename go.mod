@@ -1,0 +1,3 @@
+module lifeboat.dev/lifeboat
+
+go 1.26.0
