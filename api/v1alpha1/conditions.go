@@ -1,0 +1,18 @@
+package v1alpha1
+
+// Condition types. Every condition's reason is one of the Reason constants beside the code that sets it
+// and its message is a sentence for the operator.
+const (
+	// ConditionConnected (ClusterPair): heartbeats are answered. Unknown before the first.
+	ConditionConnected = "Connected"
+	// ConditionReady: the object can do its work. A False one names what is missing and what to do.
+	ConditionReady = "Ready"
+	// ConditionReplicated (Replication): a recovery point exists on the target and the newest session succeeded.
+	ConditionReplicated = "Replicated"
+	// ConditionPromoted (Replication): the claims belong to the application; False while they hold a replica.
+	ConditionPromoted = "Promoted"
+	// ConditionProtected (DisasterRecoveryPlan): every peer has a recovery point and an application snapshot.
+	ConditionProtected = "Protected"
+	// ConditionPeersReachable (DisasterRecoveryPlan): every other cluster of the plan answers.
+	ConditionPeersReachable = "PeersReachable"
+)

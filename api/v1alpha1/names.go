@@ -1,0 +1,39 @@
+package v1alpha1
+
+// SystemNamespace is where Lifeboat's manager, gateway, identities and application snapshots live.
+const SystemNamespace = "lifeboat-system"
+
+// Labels and annotations. Every object Lifeboat makes carries LabelManagedBy with ManagedByLifeboat;
+// purge and cleanup touch nothing without it.
+const (
+	LabelManagedBy    = "app.kubernetes.io/managed-by"
+	ManagedByLifeboat = "lifeboat"
+
+	// LabelReplication names the Replication that an object in the same namespace serves.
+	LabelReplication = "lifeboat.dev/replication"
+	// LabelRlink names the rlink of that Replication.
+	LabelRlink = "lifeboat.dev/rlink"
+	// LabelPoint is the id of the instant a snapshot, claim or Job belongs to.
+	LabelPoint = "lifeboat.dev/point"
+	// LabelComponent tells what a pod or Service is for: source-mover, receiver, manager, gateway.
+	LabelComponent = "lifeboat.dev/component"
+	// LabelPlan names the DisasterRecoveryPlan that an object serves.
+	LabelPlan = "lifeboat.dev/plan"
+
+	// AnnotationVolume names the user's claim that a snapshot, clone or replica claim stands for.
+	AnnotationVolume = "lifeboat.dev/volume"
+	// AnnotationReplicas keeps the replica count of a workload that an operation scaled to zero.
+	AnnotationReplicas = "lifeboat.dev/replicas"
+	// AnnotationSuspended keeps the former spec.suspend of a CronJob that an operation suspended.
+	AnnotationSuspended = "lifeboat.dev/suspended"
+	// AnnotationRestoredBy tells which operation restored an object: "<plan namespace>/<plan>@<operation id>".
+	AnnotationRestoredBy = "lifeboat.dev/restored-by"
+)
+
+// Values of LabelComponent.
+const (
+	ComponentSourceMover = "source-mover"
+	ComponentReceiver    = "receiver"
+	ComponentManager     = "manager"
+	ComponentGateway     = "gateway"
+)

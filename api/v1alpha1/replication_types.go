@@ -1,0 +1,328 @@
+package v1alpha1
+
+import (
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Role says which side of a replication this cluster is.
+// +kubebuilder:validation:Enum=source;target
+type Role string
+
+const (
+	// RoleSource: the application writes here; sessions leave from here.
+	RoleSource Role = "source"
+	// RoleTarget: the replica lives here; only whole deltas are written to it.
+	RoleTarget Role = "target"
+)
+
+// PeerObjects says who makes the objects on the other side.
+// +kubebuilder:validation:Enum=Create;Manual
+type PeerObjects string
+
+const (
+	// PeerObjectsCreate: the source asks the peer to make PVCGroup, Replication and missing claims.
+	PeerObjectsCreate PeerObjects = "Create"
+	// PeerObjectsManual: somebody made them on both sides.
+	PeerObjectsManual PeerObjects = "Manual"
+)
+
+// Compression of what crosses the link.
+// +kubebuilder:validation:Enum=Auto;Off
+type Compression string
+
+const (
+	// CompressionAuto compresses with zstd what gets smaller by it.
+	CompressionAuto Compression = "Auto"
+	// CompressionOff sends bytes as they are.
+	CompressionOff Compression = "Off"
+)
+
+// Rlink is the replication's link to one peer.
+type Rlink struct {
+	// rlinkName names the link within this Replication.
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	// +kubebuilder:validation:MaxLength=20
+	RlinkName string `json:"rlinkName"`
+
+	// clusterPair is the ClusterPair of the peer.
+	// +kubebuilder:validation:MinLength=1
+	ClusterPair string `json:"clusterPair"`
+
+	// schedule is when sessions start, in cron format, in UTC. Empty means only on triggerNow. On a target it is
+	// kept for the day this side becomes the source. Example: "*/5 * * * *".
+	// +optional
+	Schedule string `json:"schedule,omitempty"`
+
+	// pvcMap maps local claims to the peer's claims where their names differ. Claims not named keep their name.
+	// +optional
+	PVCMap map[string]string `json:"pvcMap,omitempty"`
+
+	// suspendReplication stops new sessions; one that runs ends first.
+	// +optional
+	SuspendReplication bool `json:"suspendReplication,omitempty"`
+
+	// bandwidthLimit is how many bytes per second one session may send. Empty means no limit. Example: "50M".
+	// +optional
+	BandwidthLimit *resource.Quantity `json:"bandwidthLimit,omitempty"`
+
+	// compression is Auto (zstd where it makes data smaller) or Off.
+	// +kubebuilder:default=Auto
+	// +optional
+	Compression Compression `json:"compression,omitempty"`
+
+	// spoolSize is the size of the claim that keeps a delta on the target until it is whole. A delta never
+	// touches the replica before it is whole, so the spool must hold one. Empty means the sum of the members plus 5 %.
+	// +optional
+	SpoolSize *resource.Quantity `json:"spoolSize,omitempty"`
+
+	// retain is how many recovery points are kept on the target as VolumeSnapshots beside the replica itself.
+	// +kubebuilder:default=3
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100
+	// +optional
+	Retain *int32 `json:"retain,omitempty"`
+
+	// retainSnapshotsOnDeletion keeps the recovery points on the target when this Replication is deleted.
+	// +optional
+	RetainSnapshotsOnDeletion bool `json:"retainSnapshotsOnDeletion,omitempty"`
+
+	// peerObjects is Create (the source asks the peer to make what is missing there) or Manual.
+	// +kubebuilder:default=Create
+	// +optional
+	PeerObjects PeerObjects `json:"peerObjects,omitempty"`
+}
+
+// ReplicationSpec says what is kept in step, with whom, and which side this is.
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.epoch) || (has(self.epoch) && self.epoch >= oldSelf.epoch)",message="epoch never goes back: a smaller epoch is a stale primary"
+// +kubebuilder:validation:XValidation:rule="self.pvcGroupName == oldSelf.pvcGroupName",message="pvcGroupName cannot be changed: make a new Replication"
+type ReplicationSpec struct {
+	// role is source or target.
+	Role Role `json:"role"`
+
+	// pvcGroupName is the PVCGroup in this namespace whose volumes are replicated.
+	// +kubebuilder:validation:MinLength=1
+	PVCGroupName string `json:"pvcGroupName"`
+
+	// epoch grows at every change of primary. A source with a smaller epoch than its target knows is refused.
+	// A DisasterRecoveryPlan sets it. Empty means 1.
+	// +kubebuilder:validation:Minimum=1
+	// +optional
+	Epoch int64 `json:"epoch,omitempty"`
+
+	// rlinks are the peers, one link each.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=1
+	// +listType=map
+	// +listMapKey=rlinkName
+	Rlinks []Rlink `json:"rlinks"`
+
+	// triggerNow starts a session at once when its value changes. Any text will do; a time is good practice.
+	// +kubebuilder:validation:MaxLength=64
+	// +optional
+	TriggerNow string `json:"triggerNow,omitempty"`
+}
+
+// Tier is how changes were found. See the guide on change tiers.
+type Tier string
+
+const (
+	// TierFull sent every block that is not zero.
+	TierFull Tier = "full"
+	// TierDigest compared block digests with the target's digest map.
+	TierDigest Tier = "digest"
+)
+
+// RecoveryPoint is what a session committed on the target: all volumes of the group at one instant.
+type RecoveryPoint struct {
+	// point is the id of the instant.
+	Point string `json:"point"`
+	// time is the instant the volumes were cut at on the source.
+	Time metav1.Time `json:"time"`
+	// epoch is the epoch of the source that cut it.
+	Epoch int64 `json:"epoch"`
+	// snapshots are the VolumeSnapshots that keep this point on the target; empty for the point the replica itself holds.
+	// +optional
+	Snapshots []string `json:"snapshots,omitempty"`
+}
+
+// SessionStatus is the session that runs now.
+type SessionStatus struct {
+	// point is the id of the instant this session carries.
+	Point string `json:"point"`
+	// trigger tells why it was started: First, Schedule or Trigger.
+	Trigger string `json:"trigger"`
+	// triggerNow is the value of spec.triggerNow that this session answers.
+	// +optional
+	TriggerNow string `json:"triggerNow,omitempty"`
+	// epoch the session runs in.
+	Epoch int64 `json:"epoch"`
+	// startedAt is when it was decided on.
+	StartedAt metav1.Time `json:"startedAt"`
+	// cutAt is when the snapshots were taken.
+	// +optional
+	CutAt *metav1.Time `json:"cutAt,omitempty"`
+	// phase is the step it is in.
+	// +optional
+	Phase string `json:"phase,omitempty"`
+	// message tells what it does or waits for.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// bytesDone of bytesTotal have been examined.
+	// +optional
+	BytesDone int64 `json:"bytesDone,omitempty"`
+	// bytesTotal is the size of all volumes.
+	// +optional
+	BytesTotal int64 `json:"bytesTotal,omitempty"`
+	// bytesPerSecond is the present rate.
+	// +optional
+	BytesPerSecond int64 `json:"bytesPerSecond,omitempty"`
+	// percent of the session that is done, 0 to 100.
+	// +optional
+	Percent int32 `json:"percent,omitempty"`
+	// etaSeconds is the time left at the present rate.
+	// +optional
+	ETASeconds int64 `json:"etaSeconds,omitempty"`
+	// tier is how changes are found in this session.
+	// +optional
+	Tier Tier `json:"tier,omitempty"`
+}
+
+// SessionReport is how an ended session went.
+type SessionReport struct {
+	// point is the id of the instant it carried.
+	Point string `json:"point"`
+	// result is Committed or Failed.
+	// +kubebuilder:validation:Enum=Committed;Failed
+	Result string `json:"result"`
+	// trigger tells why it was started.
+	// +optional
+	Trigger string `json:"trigger,omitempty"`
+	// triggerNow is the value of spec.triggerNow that it answered.
+	// +optional
+	TriggerNow string `json:"triggerNow,omitempty"`
+	// message tells why it failed.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// startedAt and finishedAt bound it.
+	StartedAt  metav1.Time `json:"startedAt"`
+	FinishedAt metav1.Time `json:"finishedAt"`
+	// tier tells how changes were found.
+	// +optional
+	Tier Tier `json:"tier,omitempty"`
+	// tierReason tells why not a cheaper one.
+	// +optional
+	TierReason string `json:"tierReason,omitempty"`
+	// bytesRead from the source volumes.
+	BytesRead int64 `json:"bytesRead"`
+	// bytesChanged were found to differ.
+	BytesChanged int64 `json:"bytesChanged"`
+	// bytesSent crossed the link after compression.
+	BytesSent int64 `json:"bytesSent"`
+	// bytesResent had been acknowledged and were sent again.
+	BytesResent int64 `json:"bytesResent"`
+	// attempts is how often the mover had to connect.
+	// +optional
+	Attempts int32 `json:"attempts,omitempty"`
+}
+
+// RlinkStatus shows one link of a replication.
+type RlinkStatus struct {
+	// rlinkName is the link.
+	RlinkName string `json:"rlinkName"`
+	// session runs now; absent between sessions.
+	// +optional
+	Session *SessionStatus `json:"session,omitempty"`
+	// lastSession is the newest ended session.
+	// +optional
+	LastSession *SessionReport `json:"lastSession,omitempty"`
+	// history are the sessions that ended before, newest first, at most 10.
+	// +kubebuilder:validation:MaxItems=10
+	// +optional
+	History []SessionReport `json:"history,omitempty"`
+	// recoveryPoint is the newest point committed on the target.
+	// +optional
+	RecoveryPoint *RecoveryPoint `json:"recoveryPoint,omitempty"`
+	// recoveryPoints are the points kept as snapshots on the target, newest first.
+	// +optional
+	RecoveryPoints []RecoveryPoint `json:"recoveryPoints,omitempty"`
+	// basePoint is the instant whose snapshots are kept on the source as base of the next session.
+	// +optional
+	BasePoint string `json:"basePoint,omitempty"`
+	// nextRun is when the schedule starts the next session.
+	// +optional
+	NextRun *metav1.Time `json:"nextRun,omitempty"`
+	// missedRuns counts scheduled runs that were skipped.
+	// +optional
+	MissedRuns int64 `json:"missedRuns,omitempty"`
+	// receiverReady is true on a target whose receiver takes sessions.
+	// +optional
+	ReceiverReady bool `json:"receiverReady,omitempty"`
+	// waitingFor tells in a sentence what this link waits for; empty when it waits for nothing but its schedule.
+	// +optional
+	WaitingFor string `json:"waitingFor,omitempty"`
+	// objects lists the Jobs, Deployments and claims that serve this link, as kind/name.
+	// +optional
+	Objects []string `json:"objects,omitempty"`
+}
+
+// ReplicationStatus shows how far the copy is.
+type ReplicationStatus struct {
+	// role is the role that is in force, which follows spec.role once everything of the old role is gone.
+	// +optional
+	Role Role `json:"role,omitempty"`
+	// epoch is the epoch in force.
+	// +optional
+	Epoch int64 `json:"epoch,omitempty"`
+	// phase is one word for printers: Preparing, Idle, Running, Waiting, Promoting, Demoting, Suspended, Failed.
+	// +optional
+	Phase string `json:"phase,omitempty"`
+	// claims are the local claims of the group; a target's claims must not be mounted by pods.
+	// +optional
+	Claims []string `json:"claims,omitempty"`
+	// primaryCluster is the cluster that may write, as far as this side knows.
+	// +optional
+	PrimaryCluster string `json:"primaryCluster,omitempty"`
+	// rlinks shows each link.
+	// +listType=map
+	// +listMapKey=rlinkName
+	// +optional
+	Rlinks []RlinkStatus `json:"rlinks,omitempty"`
+	// observedGeneration is the spec this status was derived from.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// conditions: Ready, Replicated, Promoted.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Replication keeps one group of volumes in step with a peer.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=repl
+// +kubebuilder:printcolumn:name="Role",type=string,JSONPath=`.status.role`
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Schedule",type=string,JSONPath=`.spec.rlinks[0].schedule`
+// +kubebuilder:printcolumn:name="Progress",type=integer,JSONPath=`.status.rlinks[0].session.percent`
+// +kubebuilder:printcolumn:name="Recovery point",type=date,JSONPath=`.status.rlinks[0].recoveryPoint.time`
+// +kubebuilder:printcolumn:name="Epoch",type=integer,JSONPath=`.status.epoch`
+// +kubebuilder:printcolumn:name="Waiting for",type=string,JSONPath=`.status.rlinks[0].waitingFor`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 40",message="the name of a Replication may have at most 40 characters: Jobs, snapshots and claims are named from it"
+type Replication struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   ReplicationSpec   `json:"spec"`
+	Status ReplicationStatus `json:"status,omitempty"`
+}
+
+// ReplicationList is a list of Replications.
+// +kubebuilder:object:root=true
+type ReplicationList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Replication `json:"items"`
+}
