@@ -75,9 +75,9 @@ type StepRecord struct {
 	// cluster that takes it.
 	Cluster string `json:"cluster"`
 	// startedAt and finishedAt bound it; finishedAt is absent while it runs.
-	StartedAt metav1.Time `json:"startedAt"`
+	StartedAt metav1.MicroTime `json:"startedAt"`
 	// +optional
-	FinishedAt *metav1.Time `json:"finishedAt,omitempty"`
+	FinishedAt *metav1.MicroTime `json:"finishedAt,omitempty"`
 	// message tells what it did or waits for.
 	// +optional
 	Message string `json:"message,omitempty"`

@@ -158,7 +158,7 @@ type SessionStatus struct {
 	// epoch the session runs in.
 	Epoch int64 `json:"epoch"`
 	// startedAt is when it was decided on.
-	StartedAt metav1.Time `json:"startedAt"`
+	StartedAt metav1.MicroTime `json:"startedAt"`
 	// cutAt is when the snapshots were taken.
 	// +optional
 	CutAt *metav1.Time `json:"cutAt,omitempty"`
@@ -205,8 +205,8 @@ type SessionReport struct {
 	// +optional
 	Message string `json:"message,omitempty"`
 	// startedAt and finishedAt bound it.
-	StartedAt  metav1.Time `json:"startedAt"`
-	FinishedAt metav1.Time `json:"finishedAt"`
+	StartedAt  metav1.MicroTime `json:"startedAt"`
+	FinishedAt metav1.MicroTime `json:"finishedAt"`
 	// tier tells how changes were found.
 	// +optional
 	Tier Tier `json:"tier,omitempty"`
