@@ -1,0 +1,343 @@
+package localcsi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"lifeboat.dev/lifeboat/internal/localcsi/filesystem"
+	"lifeboat.dev/lifeboat/internal/localcsi/loop"
+	"lifeboat.dev/lifeboat/internal/localcsi/mount"
+	"lifeboat.dev/lifeboat/internal/localcsi/pool"
+)
+
+// usage is who uses a volume now, as the kernel tells it.
+type usage struct {
+	devices []*loop.Device // open handles, writable ones first
+
+	staged    []mount.Entry // mounts of its file system at staging paths: nobody writes through these
+	mounted   []mount.Entry // its other mounts: pods
+	written   []mount.Entry // nodes of its writable devices in pods
+	readNodes []mount.Entry // nodes of its read-only devices in pods
+
+	notes []pool.Staging
+	table mount.Table
+}
+
+// observe reads who uses the volume. The caller holds the volume's lock and closes the usage.
+func (d *Driver) observe(id string) (*usage, error) {
+	file, err := loop.Identify(d.pool.VolumeData(id))
+	if err != nil {
+		return nil, err
+	}
+	notes, err := d.pool.Stagings(id)
+	if err != nil {
+		return nil, err
+	}
+	// Devices first: a handle keeps its number from being given to another file while mounts are compared.
+	devices, err := loop.Find(file)
+	if err != nil {
+		return nil, err
+	}
+	table, err := mount.Read()
+	if err != nil {
+		loop.CloseAll(devices)
+		return nil, err
+	}
+	u := &usage{devices: devices, notes: notes, table: table}
+	for _, device := range devices {
+		if err := u.add(device); err != nil {
+			u.close()
+			return nil, err
+		}
+	}
+	return u, nil
+}
+
+func (u *usage) add(device *loop.Device) error {
+	for _, e := range u.table.OfDevice(device.Rdev()) {
+		if u.isStaging(e.Point) {
+			u.staged = append(u.staged, e)
+			continue
+		}
+		u.mounted = append(u.mounted, e)
+	}
+	nodes, err := u.table.OfNode(device.Rdev())
+	if err != nil {
+		return err
+	}
+	if device.ReadOnly {
+		u.readNodes = append(u.readNodes, nodes...)
+		return nil
+	}
+	u.written = append(u.written, nodes...)
+	return nil
+}
+
+func (u *usage) isStaging(point string) bool {
+	for _, n := range u.notes {
+		if !n.Block && resolve(n.Path) == point {
+			return true
+		}
+	}
+	return false
+}
+
+// close gives the handles up; devices that clear themselves and have no other user detach now.
+func (u *usage) close() {
+	loop.CloseAll(u.devices)
+	u.devices = nil
+}
+
+// device returns the writable or the read-only device, if there is one.
+func (u *usage) device(readOnly bool) *loop.Device {
+	for _, d := range u.devices {
+		if d.ReadOnly == readOnly {
+			return d
+		}
+	}
+	return nil
+}
+
+// fileSystem returns the mounts of the volume's file system, wherever they are.
+func (u *usage) fileSystem() []mount.Entry {
+	return append(append([]mount.Entry(nil), u.staged...), u.mounted...)
+}
+
+// publications returns the places where pods have the volume.
+func (u *usage) publications() []mount.Entry {
+	return append(append(append([]mount.Entry(nil), u.mounted...), u.written...), u.readNodes...)
+}
+
+// idle tells whether nobody uses the volume nor has it staged.
+func (u *usage) idle() bool {
+	if len(u.staged) > 0 || len(u.publications()) > 0 {
+		return false
+	}
+	for _, n := range u.notes {
+		if n.Block {
+			return false
+		}
+	}
+	return true
+}
+
+// attach returns the volume's device of that kind, and attaches one when there is none.
+func (d *Driver) attach(u *usage, id string, readOnly bool) (*loop.Device, error) {
+	if device := u.device(readOnly); device != nil {
+		return device, device.Refresh()
+	}
+	device, err := loop.Attach(d.pool.VolumeData(id), Name+" "+id, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	u.devices = append(u.devices, device)
+	return device, nil
+}
+
+// note writes down that the volume is staged at path, and forgets staging paths that are gone.
+func (d *Driver) note(u *usage, id string, s pool.Staging) error {
+	keep := []pool.Staging{s}
+	for _, n := range u.notes {
+		if n.Path != s.Path && exists(n.Path) {
+			keep = append(keep, n)
+		}
+	}
+	if len(keep) == len(u.notes) && contains(u.notes, s) {
+		return nil
+	}
+	u.notes = keep
+	return d.pool.SetStagings(id, keep)
+}
+
+// forget removes the note of path.
+func (d *Driver) forget(u *usage, id, path string) error {
+	var keep []pool.Staging
+	for _, n := range u.notes {
+		if n.Path != path {
+			keep = append(keep, n)
+		}
+	}
+	if len(keep) == len(u.notes) {
+		return nil
+	}
+	u.notes = keep
+	return d.pool.SetStagings(id, keep)
+}
+
+// release detaches the volume's devices when nobody uses or has staged it. A device that is still open
+// somewhere clears itself when that ends.
+func (d *Driver) release(id string) error {
+	u, err := d.observe(id)
+	if err != nil {
+		return err
+	}
+	defer u.close()
+	if !u.idle() {
+		return nil
+	}
+	return u.detach()
+}
+
+func (u *usage) detach() error {
+	var errs []error
+	for _, device := range u.devices {
+		errs = append(errs, device.Detach())
+	}
+	u.devices = nil
+	return errors.Join(errs...)
+}
+
+// cut makes the moment of a snapshot or clone good: a file system of the volume that is mounted is frozen, so
+// that the copy needs no repair; what was written to the raw device is written out. The clone itself is atomic
+// in any case. The caller holds the volume's lock.
+func (d *Driver) cut(id string) pool.Cut {
+	return func(clone func() error) error {
+		u, err := d.observe(id)
+		if err != nil {
+			return err
+		}
+		defer u.close()
+		for _, e := range u.fileSystem() {
+			if !e.FileSystemReadOnly() {
+				return d.cutFrozen(id, e.Point, clone)
+			}
+		}
+		if device := u.device(false); device != nil {
+			if err := device.Sync(); err != nil {
+				return err
+			}
+		}
+		return clone()
+	}
+}
+
+// cutFrozen clones while the file system mounted at point is frozen. The note comes before the freeze and goes
+// after the thaw, so that a process that follows a crash knows what to thaw.
+func (d *Driver) cutFrozen(id, point string, clone func() error) error {
+	// Most of the writing out happens here, while writers may still continue.
+	if err := filesystem.Sync(point); err != nil {
+		return err
+	}
+	if err := d.pool.MarkFrozen(id); err != nil {
+		return err
+	}
+	began := d.now()
+	frozen, err := filesystem.Freeze(point)
+	if err != nil {
+		d.log.Warn("the snapshot is crash-consistent only: the file system could not be frozen", "volume", id, "error", err)
+	}
+	err = clone()
+	if frozen {
+		if thawed := filesystem.Thaw(point); thawed != nil {
+			return errors.Join(err, thawed) // the note stays: the next start tries again
+		}
+		d.log.Debug("file system was frozen", "volume", id, "took", d.now().Sub(began).Round(time.Millisecond))
+	}
+	return errors.Join(err, d.pool.ClearFrozen(id))
+}
+
+// repair thaws what an interrupted driver had frozen and detaches devices that nobody uses.
+func (d *Driver) repair() error {
+	volumes, err := d.pool.Volumes()
+	if err != nil {
+		return err
+	}
+	attached, err := d.attachedFiles()
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		file, err := loop.Identify(d.pool.VolumeData(v.ID))
+		if err != nil {
+			return fmt.Errorf("repair volume %s: %w", v.ID, err)
+		}
+		if !attached[file] {
+			continue
+		}
+		if err := d.thaw(v.ID); err != nil {
+			return fmt.Errorf("repair volume %s: %w", v.ID, err)
+		}
+		if err := d.release(v.ID); err != nil {
+			return fmt.Errorf("repair volume %s: %w", v.ID, err)
+		}
+	}
+	return nil
+}
+
+// attachedFiles returns the pool's files that have a loop device.
+func (d *Driver) attachedFiles() (map[loop.FileID]bool, error) {
+	dev, err := d.pool.Device()
+	if err != nil {
+		return nil, err
+	}
+	devices, err := loop.OnFileSystem(dev)
+	if err != nil {
+		return nil, err
+	}
+	defer loop.CloseAll(devices)
+	files := map[loop.FileID]bool{}
+	for _, device := range devices {
+		files[device.Backing] = true
+	}
+	return files, nil
+}
+
+func (d *Driver) thaw(id string) error {
+	frozen, err := d.pool.Frozen(id)
+	if err != nil || !frozen {
+		return err
+	}
+	u, err := d.observe(id)
+	if err != nil {
+		return err
+	}
+	defer u.close()
+	for _, e := range u.fileSystem() {
+		if err := filesystem.Thaw(e.Point); err != nil {
+			return err
+		}
+		d.log.Info("thawed a file system that an interrupted snapshot had frozen", "volume", id)
+		break
+	}
+	return d.pool.ClearFrozen(id)
+}
+
+// unclaimed waits until no file system holds the device any more. A container that has just ended may hold the
+// last mount for a moment, where this process cannot see it.
+func unclaimed(ctx context.Context, device *loop.Device) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		claimed, err := device.Claimed()
+		if err != nil || !claimed {
+			return !claimed, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// resolve returns path as the mount table names it.
+func resolve(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return filepath.Clean(path)
+}
+
+func contains(notes []pool.Staging, want pool.Staging) bool {
+	for _, n := range notes {
+		if n == want {
+			return true
+		}
+	}
+	return false
+}
