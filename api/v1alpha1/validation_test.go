@@ -1,0 +1,226 @@
+package v1alpha1_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	"time"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+)
+
+var api client.Client
+
+func TestMain(m *testing.M) {
+	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
+		fmt.Println("SKIP: the rules of the kinds need an API server: set KUBEBUILDER_ASSETS, or run make test")
+		os.Exit(0)
+	}
+	os.Exit(withAPIServer(m))
+}
+
+func withAPIServer(m *testing.M) int {
+	env := &envtest.Environment{CRDDirectoryPaths: []string{"../../deploy/crds"}, ErrorIfCRDPathMissing: true}
+	cfg, err := env.Start()
+	if err != nil {
+		fmt.Println("start the API server:", err)
+		return 1
+	}
+	defer func() { _ = env.Stop() }()
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	if api, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return m.Run()
+}
+
+func meta(name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Name: name, Namespace: "default"}
+}
+
+func pair(edit func(*v1alpha1.ClusterPair)) client.Object {
+	p := &v1alpha1.ClusterPair{ObjectMeta: metav1.ObjectMeta{Name: "west"},
+		Spec: v1alpha1.ClusterPairSpec{PeerCluster: "west", GatewayAddress: "203.0.113.7:9002", TrustSecretName: "lifeboat-trust-west"}}
+	edit(p)
+	return p
+}
+
+func group(edit func(*v1alpha1.PVCGroup)) client.Object {
+	g := &v1alpha1.PVCGroup{ObjectMeta: meta("group"), Spec: v1alpha1.PVCGroupSpec{PVCList: []v1alpha1.PVCRef{{PVCName: "data"}}}}
+	edit(g)
+	return g
+}
+
+func replication(edit func(*v1alpha1.Replication)) client.Object {
+	r := &v1alpha1.Replication{ObjectMeta: meta("repl"), Spec: v1alpha1.ReplicationSpec{Role: v1alpha1.RoleSource, PVCGroupName: "group",
+		Rlinks: []v1alpha1.Rlink{{RlinkName: "west", ClusterPair: "west"}}}}
+	edit(r)
+	return r
+}
+
+func plan(edit func(*v1alpha1.DisasterRecoveryPlan)) client.Object {
+	p := &v1alpha1.DisasterRecoveryPlan{ObjectMeta: meta("plan"), Spec: v1alpha1.DisasterRecoveryPlanSpec{
+		PrimaryCluster: "east", PreferredClusterList: []string{"east", "west"}}}
+	edit(p)
+	return p
+}
+
+func members(n int) []v1alpha1.PVCRef {
+	refs := make([]v1alpha1.PVCRef, n)
+	for i := range refs {
+		refs[i].PVCName = fmt.Sprintf("data-%d", i)
+	}
+	return refs
+}
+
+func TestRulesAtCreation(t *testing.T) {
+	for _, tc := range []struct {
+		rule    string
+		good    client.Object
+		bad     client.Object
+		message string
+	}{
+		{"a gateway address has a port",
+			pair(func(p *v1alpha1.ClusterPair) { p.Spec.GatewayAddress = "[2001:db8::7]:9002" }),
+			pair(func(p *v1alpha1.ClusterPair) { p.Spec.GatewayAddress = "203.0.113.7" }), "gatewayAddress"},
+		{"the heartbeat tolerance is at least 3",
+			pair(func(p *v1alpha1.ClusterPair) { p.Spec.HeartbeatMissTolerance = 3 }),
+			pair(func(p *v1alpha1.ClusterPair) { p.Spec.HeartbeatMissTolerance = 2 }), "heartbeatMissTolerance"},
+		{"a group is a list or a selector",
+			group(func(g *v1alpha1.PVCGroup) { g.Spec = v1alpha1.PVCGroupSpec{Selector: &metav1.LabelSelector{}} }),
+			group(func(g *v1alpha1.PVCGroup) { g.Spec.Selector = &metav1.LabelSelector{} }), "either pvcList or selector"},
+		{"a group has 16 members unless it says more",
+			group(func(g *v1alpha1.PVCGroup) { g.Spec.PVCList, g.Spec.MaxMembers = members(17), 17 }),
+			group(func(g *v1alpha1.PVCGroup) { g.Spec.PVCList = members(17) }), "raise maxMembers"},
+		{"a role is source or target",
+			replication(func(r *v1alpha1.Replication) { r.Spec.Role = v1alpha1.RoleTarget }),
+			replication(func(r *v1alpha1.Replication) { r.Spec.Role = "primary" }), "role"},
+		{"the name of a replication leaves room for the names made from it",
+			replication(func(r *v1alpha1.Replication) { r.Name = strings.Repeat("a", 40) }),
+			replication(func(r *v1alpha1.Replication) { r.Name = strings.Repeat("a", 41) }), "at most 40 characters"},
+		{"the primary is one of the plan's clusters",
+			plan(func(p *v1alpha1.DisasterRecoveryPlan) { p.Spec.PrimaryCluster = "west" }),
+			plan(func(p *v1alpha1.DisasterRecoveryPlan) { p.Spec.PrimaryCluster = "north" }), "must be one of spec.preferredClusterList"},
+		{"a plan names each cluster once",
+			plan(func(p *v1alpha1.DisasterRecoveryPlan) {
+				p.Spec.PreferredClusterList = []string{"east", "west", "north"}
+			}),
+			plan(func(p *v1alpha1.DisasterRecoveryPlan) { p.Spec.PreferredClusterList = []string{"east", "east"} }), "twice"},
+		{"objects are captured at most once a minute",
+			plan(func(p *v1alpha1.DisasterRecoveryPlan) {
+				p.Spec.MetadataBackupInterval = &metav1.Duration{Duration: time.Minute}
+			}),
+			plan(func(p *v1alpha1.DisasterRecoveryPlan) {
+				p.Spec.MetadataBackupInterval = &metav1.Duration{Duration: time.Second}
+			}), "at least 1m"},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			create(t, tc.good)
+			refused(t, api.Create(t.Context(), tc.bad), tc.message)
+		})
+	}
+}
+
+func TestRulesAtChange(t *testing.T) {
+	for _, tc := range []struct {
+		rule    string
+		object  client.Object
+		good    func(client.Object)
+		bad     func(client.Object)
+		message string
+	}{
+		{"a pair keeps its peer", pair(func(*v1alpha1.ClusterPair) {}),
+			func(o client.Object) { o.(*v1alpha1.ClusterPair).Spec.GatewayAddress = "203.0.113.8:9002" },
+			func(o client.Object) { o.(*v1alpha1.ClusterPair).Spec.PeerCluster = "north" }, "make a new ClusterPair"},
+		{"an epoch never goes back", replication(func(r *v1alpha1.Replication) { r.Spec.Epoch = 3 }),
+			func(o client.Object) { o.(*v1alpha1.Replication).Spec.Epoch = 4 },
+			func(o client.Object) { o.(*v1alpha1.Replication).Spec.Epoch = 2 }, "stale primary"},
+		{"a replication keeps its group", replication(func(*v1alpha1.Replication) {}),
+			func(o client.Object) { o.(*v1alpha1.Replication).Spec.Rlinks[0].Schedule = "*/5 * * * *" },
+			func(o client.Object) { o.(*v1alpha1.Replication).Spec.PVCGroupName = "other" }, "make a new Replication"},
+		{"an application snapshot is not changed", &v1alpha1.ApplicationSnapshot{ObjectMeta: meta("snap")},
+			func(o client.Object) { o.SetLabels(map[string]string{"a": "b"}) },
+			func(o client.Object) { o.(*v1alpha1.ApplicationSnapshot).Spec.PlanName = "other" }, "make a new one"},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			create(t, tc.object)
+			tc.good(tc.object)
+			if err := api.Update(t.Context(), tc.object); err != nil {
+				t.Fatalf("the good change is refused: %v", err)
+			}
+			tc.bad(tc.object)
+			refused(t, api.Update(t.Context(), tc.object), tc.message)
+		})
+	}
+}
+
+func TestAPlanIsEditedOnThePresentPrimary(t *testing.T) {
+	p := plan(func(*v1alpha1.DisasterRecoveryPlan) {}).(*v1alpha1.DisasterRecoveryPlan)
+	create(t, p)
+	standFor := func(local, primary string) {
+		t.Helper()
+		p.Status.LocalCluster, p.Status.PrimaryCluster, p.Status.Epoch = local, primary, 1
+		if err := api.Status().Update(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(cluster string) error {
+		edited := p.DeepCopy()
+		edited.Spec.PrimaryCluster = cluster
+		err := api.Update(t.Context(), edited)
+		if err == nil {
+			p = edited
+		}
+		return err
+	}
+
+	standFor("west", "east")
+	refused(t, want("west"), "this cluster is west, the primary is east; make the edit there")
+
+	standFor("east", "east")
+	if err := want("west"); err != nil {
+		t.Fatalf("the edit on the primary is refused: %v", err)
+	}
+
+	// A standby's copy may always be brought in line with the primary it knows.
+	standFor("east", "west")
+	refused(t, want("east"), "make the edit there")
+	standFor("west", "east")
+	if err := want("east"); err != nil {
+		t.Fatalf("bringing the copy in line is refused: %v", err)
+	}
+}
+
+func create(t *testing.T, o client.Object) {
+	t.Helper()
+	if err := api.Create(t.Context(), o); err != nil {
+		t.Fatalf("the good object is refused: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := api.Delete(context.Background(), o); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func refused(t *testing.T, err error, message string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("the bad object is accepted")
+	}
+	if !strings.Contains(err.Error(), message) {
+		t.Fatalf("the refusal does not say %q: %v", message, err)
+	}
+}
