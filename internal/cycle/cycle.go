@@ -1,0 +1,243 @@
+// Package cycle says the next step of one replication on this side, and why.
+//
+// It knows what a side sees of its own objects and of its peer, and the order in which things are made and removed so
+// that data stay safe. It reads nothing, changes nothing and keeps nothing: whoever asks again after a crash between
+// any two effects gets the step that goes on from there. Begin reading at NextSource and NextTarget.
+package cycle
+
+import (
+	"time"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+)
+
+// Step is what to do next. Every step looks first and may be taken twice.
+type Step string
+
+// Steps of both sides.
+const (
+	// Wait: something else must change first; Reason and Message say what.
+	Wait Step = "Wait"
+	// Rest: all is done until the next run.
+	Rest Step = "Rest"
+	// TakeRole: nothing of the old role is left, so the wanted role and epoch come into force.
+	TakeRole Step = "TakeRole"
+)
+
+// Steps of a source.
+const (
+	// PreparePeer asks the peer to make what is missing there.
+	PreparePeer Step = "PreparePeer"
+	// StartSession saves the session's point before anything is made for it.
+	StartSession Step = "StartSession"
+	// TakeSnapshots cuts all members together.
+	TakeSnapshots Step = "TakeSnapshots"
+	// RecordCut saves that all snapshots are usable, and their instant.
+	RecordCut Step = "RecordCut"
+	// MakeClones makes a block claim from each snapshot.
+	MakeClones Step = "MakeClones"
+	// StartMover starts the Job that carries the point, or makes it again.
+	StartMover Step = "StartMover"
+	// FollowMover reads the running mover's progress.
+	FollowMover Step = "FollowMover"
+	// CommitSession saves the mover's report; this point's snapshots are the base from now on.
+	CommitSession Step = "CommitSession"
+	// FailSession saves why the session ended without a recovery point.
+	FailSession Step = "FailSession"
+	// RemoveMover removes the session's Job and its pods.
+	RemoveMover Step = "RemoveMover"
+	// Tidy removes Jobs, clones and snapshots that no session and no base needs.
+	Tidy Step = "Tidy"
+)
+
+// Steps of a target.
+const (
+	// MakePair makes the static block volume and claim beside each of the user's claims.
+	MakePair Step = "MakePair"
+	// RemovePair removes them; the volumes stay.
+	RemovePair Step = "RemovePair"
+	// MakeSpool makes the claim that keeps a delta until it is whole.
+	MakeSpool Step = "MakeSpool"
+	// SealSpool saves that the spool holds nothing the replica does not: from then on it may be removed.
+	SealSpool Step = "SealSpool"
+	// RemoveSpool removes it.
+	RemoveSpool Step = "RemoveSpool"
+	// StartReceiver makes the receiver as it should be, and the way to it.
+	StartReceiver Step = "StartReceiver"
+	// CloseReceiver takes away the way to the receiver, which goes on applying what it has.
+	CloseReceiver Step = "CloseReceiver"
+	// RemoveReceiver removes the receiver and its pods.
+	RemoveReceiver Step = "RemoveReceiver"
+	// TakeRecoveryPoint snapshots the user's claims.
+	TakeRecoveryPoint Step = "TakeRecoveryPoint"
+	// RecordPoint saves the committed point, which lets the source start its next session.
+	RecordPoint Step = "RecordPoint"
+	// DropRecoveryPoints removes what retention no longer keeps.
+	DropRecoveryPoints Step = "DropRecoveryPoints"
+)
+
+// Phases, one word for printers.
+const (
+	Preparing = "Preparing"
+	Idle      = "Idle"
+	Running   = "Running"
+	Waiting   = "Waiting"
+	Promoting = "Promoting"
+	Demoting  = "Demoting"
+	Suspended = "Suspended"
+	Failed    = "Failed"
+)
+
+// How soon to look again.
+const (
+	// Quick is for what takes a second or so: snapshots, claims, pods that end.
+	Quick = 250 * time.Millisecond
+	// Steady is for what runs.
+	Steady = time.Second
+	// Patient is for what a person or the peer must change.
+	Patient = 5 * time.Second
+	// Calm is for when nothing is wanted.
+	Calm = 15 * time.Second
+	// CalmTarget is shorter than the shortest Backoff: a target has noticed what an ended session committed
+	// before its source tries again.
+	CalmTarget = 10 * time.Second
+)
+
+// Decision is the next step and why.
+type Decision struct {
+	Step Step
+	// Phase is the word for status.phase.
+	Phase string
+	// Reason is one CamelCase word, one of the Reason constants.
+	Reason string
+	// Message is a sentence for the operator: what is done or waited for, and what to do about it.
+	Message string
+	// Ready is true when the replication can do its work: nothing is missing and nobody has to act.
+	Ready bool
+	// Poll is how soon to look again; 0 is at once.
+	Poll time.Duration
+	// Trigger is why StartSession starts.
+	Trigger string
+}
+
+// Reasons. Those of a Problem come from who saw it.
+const (
+	ReasonReady                = "Ready"
+	ReasonSuspended            = "Suspended"
+	ReasonSessionDue           = "SessionDue"
+	ReasonSessionRunning       = "SessionRunning"
+	ReasonSessionEnded         = "SessionEnded"
+	ReasonRetryLater           = "RetryLater"
+	ReasonSnapshotsPending     = "SnapshotsPending"
+	ReasonSnapshotsFailed      = "SnapshotsFailed"
+	ReasonCutInterrupted       = "CutInterrupted"
+	ReasonSnapshotsVanished    = "SnapshotsVanished"
+	ReasonMoverRefused         = "MoverRefused"
+	ReasonMoverFailed          = "MoverFailed"
+	ReasonAborted              = "Aborted"
+	ReasonTidying              = "Tidying"
+	ReasonRoleTaken            = "RoleTaken"
+	ReasonLinkLost             = "LinkLost"
+	ReasonLinkRefused          = "LinkRefused"
+	ReasonLinkUnknown          = "LinkUnknown"
+	ReasonPeerRefuses          = "PeerRefuses"
+	ReasonPeerMissing          = "PeerMissing"
+	ReasonPeerPreparing        = "PeerPreparing"
+	ReasonPeerIsSource         = "PeerIsSource"
+	ReasonPeerEpochBehind      = "PeerEpochBehind"
+	ReasonStaleEpoch           = "StaleEpoch"
+	ReasonMembersDiffer        = "MembersDiffer"
+	ReasonPeerFinishing        = "PeerFinishing"
+	ReasonClaimsInUse          = "ClaimsInUse"
+	ReasonVolumesAttached      = "VolumesAttached"
+	ReasonLeavingSource        = "LeavingSource"
+	ReasonLeavingTarget        = "LeavingTarget"
+	ReasonNothingToPromote     = "NothingToPromote"
+	ReasonReplicaPreparing     = "ReplicaPreparing"
+	ReasonReceiverStarting     = "ReceiverStarting"
+	ReasonReceiverSilent       = "ReceiverSilent"
+	ReasonApplying             = "Applying"
+	ReasonReceiving            = "Receiving"
+	ReasonRecoveryPoint        = "TakingRecoveryPoint"
+	ReasonRecoveryPointNotKept = "RecoveryPointNotKept"
+)
+
+// Problem is something missing or wrong that a person must mend, as it was seen.
+type Problem struct {
+	Reason  string
+	Message string
+}
+
+// Stand is a role in an epoch. The zero value means none yet.
+type Stand struct {
+	Role  v1alpha1.Role
+	Epoch int64
+}
+
+// Presence is how far something that is made has come. Unknown states are never taken for Absent.
+type Presence int
+
+const (
+	// Absent: it does not exist.
+	Absent Presence = iota
+	// Partial: some of it exists, or it is being made or removed.
+	Partial
+	// Outdated: it exists and is not as it should be.
+	Outdated
+	// Present: it exists and can be used.
+	Present
+)
+
+// Snapshot is one member's snapshot as it was seen.
+type Snapshot struct {
+	Claim string
+	// Exists is true once the object is there.
+	Exists bool
+	// CreatedAt is when the object was made; zero when it is not there.
+	CreatedAt time.Time
+	// Cut is true once the driver says when it cut the volume.
+	Cut bool
+	// Ready is true once volumes can be made from it.
+	Ready bool
+	// Error is what the driver said last.
+	Error string
+}
+
+// Session is the session that runs, as saved.
+type Session struct {
+	Point     string
+	Epoch     int64
+	Trigger   string
+	StartedAt time.Time
+	// CutAt is the instant RecordCut saved, zero before.
+	CutAt time.Time
+}
+
+// MoverState is where a session's mover stands.
+type MoverState int
+
+const (
+	// MoverAbsent: there is neither Job nor pod.
+	MoverAbsent MoverState = iota
+	// MoverRunning: it starts, runs, or will be started again by its Job.
+	MoverRunning
+	// MoverCommitted: it ended and its point is committed and applied on the target.
+	MoverCommitted
+	// MoverRefused: the target will never take this session as it is.
+	MoverRefused
+	// MoverFailed: its Job has given up.
+	MoverFailed
+	// MoverEnding: it is being removed.
+	MoverEnding
+)
+
+// Mover is a session's mover as it was seen.
+type Mover struct {
+	State MoverState
+	// Message tells what it waits for or why it ended.
+	Message string
+}
+
+func wait(phase, reason, message string, poll time.Duration) Decision {
+	return Decision{Step: Wait, Phase: phase, Reason: reason, Message: message, Poll: poll}
+}

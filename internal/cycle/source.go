@@ -1,0 +1,376 @@
+package cycle
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/schedule"
+)
+
+const (
+	// CutWithin is how far apart the snapshots of one point may be asked for. When a crash left some of them
+	// older than this, the point is given up: the others would be of another time.
+	CutWithin = 10 * time.Second
+	// SnapshotPatience is how long a session waits for its snapshots.
+	SnapshotPatience = 10 * time.Minute
+	// PeerMemory is how long a source waits for a target to show the point that was committed last, before it takes a
+	// target that says it is ready at its word: the target was made anew and knows no former point.
+	PeerMemory = time.Minute
+)
+
+// Why a session is started.
+const (
+	TriggerFirst    = "First"
+	TriggerSchedule = "Schedule"
+	TriggerNow      = "Trigger"
+)
+
+// Ended is the newest session that ended.
+type Ended struct {
+	Point      string
+	Committed  bool
+	Trigger    string
+	TriggerNow string
+	FinishedAt time.Time
+}
+
+// Recovery is the newest point known to be committed on the target.
+type Recovery struct {
+	Point string
+	Time  time.Time
+	Epoch int64
+}
+
+// Peer is what a source knows of the other side. Found and what follows it mean something only when Asked is true.
+type Peer struct {
+	// Name is the peer's cluster, for messages.
+	Name string
+	Link v1alpha1.LinkState
+	// Asked is true when the peer answered just now; otherwise Trouble says why not.
+	Asked   bool
+	Trouble string
+	// Refuses is true when the peer answers that it must not be asked.
+	Refuses bool
+
+	Found         bool
+	Stand         Stand // wanted there
+	InForce       Stand
+	ReceiverReady bool
+	WaitingFor    string
+	// Members is true when the peer's group has the same members as ours.
+	Members bool
+	// Recovery is the point the peer has finished with, zero when it knows none.
+	Recovery Recovery
+	// Prepared is what the peer last said about preparing; empty when it was not asked or is content.
+	Prepared string
+	// PrepareDue is true when it may be asked to prepare (again).
+	PrepareDue bool
+}
+
+// Source is everything the source side sees.
+type Source struct {
+	Now             time.Time
+	Wanted, InForce Stand
+	Suspended       bool
+	TriggerNow      string
+	// Scheduled is false when there is no schedule; Look is its look otherwise.
+	Scheduled bool
+	Look      schedule.Look
+	// Problem is what stands in the way of a new session; a session that runs has its members already.
+	Problem *Problem
+	Peer    Peer
+	// Create is true when the peer's objects are made on request.
+	Create bool
+
+	Session  *Session
+	Last     *Ended
+	Failures int // sessions in a row that failed, newest first
+	Recovery Recovery
+
+	// Snapshots, Clones and Mover are the running session's.
+	Snapshots []Snapshot
+	Clones    Presence
+	Mover     Mover
+	// Stale names Jobs, clones and snapshots of points that are neither the session's nor the base's, and that nobody
+	// has asked to be removed yet.
+	Stale []string
+
+	// Replica is what is left of having been a target.
+	Replica Replica
+}
+
+// Backoff is how long after its end a failed session is tried again: 30 s doubled at each failure in a row, 15 min at most.
+func Backoff(failures int) time.Duration {
+	const first, most = 30 * time.Second, 15 * time.Minute
+	if failures > 6 {
+		return most
+	}
+	return min(first<<max(failures-1, 0), most)
+}
+
+// NextSource decides for a side that is wanted as source.
+//
+// Order is safety. What a target leaves behind goes first, or application and receiver would write one volume. A session of an
+// older epoch ends before the new epoch is in force. A session is saved before anything is made for it, so that nothing is
+// ever made that no status knows. Only then come new sessions.
+func NextSource(s Source) Decision {
+	if s.InForce.Role == v1alpha1.RoleTarget || (s.InForce.Role == "" && s.Replica.Exists()) {
+		return leaveTarget(s)
+	}
+	if s.InForce != s.Wanted {
+		return takeSource(s)
+	}
+	if s.Session != nil {
+		return runSession(s)
+	}
+	if len(s.Stale) > 0 {
+		return tidy(s.Stale)
+	}
+	if s.Suspended {
+		return Decision{Step: Rest, Phase: Suspended, Reason: ReasonSuspended, Ready: true, Poll: Calm,
+			Message: "new sessions are suspended by suspendReplication; set it to false to go on"}
+	}
+	if s.Problem != nil {
+		return wait(Failed, s.Problem.Reason, s.Problem.Message, Patient)
+	}
+	if d, ok := peerFirst(s); !ok {
+		return d
+	}
+	return begin(s)
+}
+
+func tidy(stale []string) Decision {
+	return Decision{Step: Tidy, Phase: Running, Reason: ReasonTidying, Ready: true,
+		Message: "removing what ended sessions left: " + strings.Join(stale, ", ")}
+}
+
+// takeSource brings role and epoch into force. A session of an older epoch would be refused by every target that
+// knows the new one, so it ends here.
+func takeSource(s Source) Decision {
+	if s.Session == nil || s.Session.Epoch == s.Wanted.Epoch {
+		return Decision{Step: TakeRole, Phase: Promoting, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side becomes the source in epoch %d", s.Wanted.Epoch)}
+	}
+	return abort(s.Session, s.Mover, fmt.Sprintf("the epoch became %d while it ran in epoch %d", s.Wanted.Epoch, s.Session.Epoch))
+}
+
+// abort ends a session from outside. A mover that is through is believed first; otherwise its pods are gone before
+// the session is, so that nothing of it runs unseen.
+func abort(session *Session, mover Mover, why string) Decision {
+	message := fmt.Sprintf("session %s is aborted: %s", session.Point, why)
+	switch mover.State {
+	case MoverCommitted:
+		return commit(session)
+	case MoverRunning, MoverEnding:
+		return Decision{Step: RemoveMover, Phase: Demoting, Reason: ReasonAborted, Message: message, Poll: Quick}
+	}
+	return Decision{Step: FailSession, Phase: Demoting, Reason: ReasonAborted, Message: message}
+}
+
+func commit(session *Session) Decision {
+	return Decision{Step: CommitSession, Phase: Running, Reason: ReasonSessionEnded, Ready: true,
+		Message: fmt.Sprintf("point %s is committed on the target", session.Point)}
+}
+
+// runSession takes a saved session to its end.
+func runSession(s Source) Decision {
+	running := func(step Step, reason, message string, poll time.Duration) Decision {
+		return Decision{Step: step, Phase: Running, Reason: reason, Message: message, Ready: true, Poll: poll}
+	}
+	fail := func(reason, message string) Decision {
+		return Decision{Step: FailSession, Phase: Running, Reason: reason, Message: message, Ready: true}
+	}
+	// The mover's word comes first: once the target has the point, nothing that is missing here matters.
+	switch s.Mover.State {
+	case MoverCommitted:
+		return commit(s.Session)
+	case MoverRefused:
+		return fail(ReasonMoverRefused, s.Mover.Message)
+	case MoverFailed:
+		return fail(ReasonMoverFailed, s.Mover.Message)
+	}
+	missing, unready, oldest, trouble := count(s.Snapshots)
+	if s.Session.CutAt.IsZero() {
+		switch {
+		case s.Now.Sub(s.Session.StartedAt) > SnapshotPatience && (len(missing) > 0 || len(unready) > 0):
+			return fail(ReasonSnapshotsFailed, fmt.Sprintf("no usable snapshot of %s within %s%s", join(missing, unready), SnapshotPatience, trouble))
+		case len(missing) > 0 && len(missing) < len(s.Snapshots) && s.Now.Sub(oldest) > CutWithin:
+			return fail(ReasonCutInterrupted, fmt.Sprintf("taking the snapshots was interrupted: a snapshot of %s now would be more than %s younger than the others", join(missing), CutWithin))
+		case len(missing) > 0:
+			return running(TakeSnapshots, ReasonSessionRunning, "taking snapshots of "+join(missing), 0)
+		case len(unready) > 0:
+			return running(Wait, ReasonSnapshotsPending, "waiting for the snapshots of "+join(unready)+trouble, Quick)
+		}
+		return running(RecordCut, ReasonSessionRunning, "all snapshots can be used", 0)
+	}
+	if len(missing) > 0 {
+		// A claim that was not made yet would wait for them for ever, and the base of the next session would be missing.
+		if s.Mover.State != MoverAbsent {
+			return running(RemoveMover, ReasonSnapshotsVanished, "removing the mover: the snapshots of "+join(missing)+" were deleted", Quick)
+		}
+		return fail(ReasonSnapshotsVanished, "the snapshots of "+join(missing)+" were deleted while their session ran")
+	}
+	switch s.Clones {
+	case Absent:
+		return running(MakeClones, ReasonSessionRunning, "making block claims from the snapshots", 0)
+	case Partial:
+		return running(Wait, ReasonSessionRunning, "waiting for former block claims to go", Quick)
+	}
+	switch s.Mover.State {
+	case MoverAbsent:
+		return running(StartMover, ReasonSessionRunning, "starting the mover", 0)
+	case MoverEnding:
+		return running(Wait, ReasonSessionRunning, "waiting for the former mover to end before it is started again", Quick)
+	}
+	return running(FollowMover, ReasonSessionRunning, s.Mover.Message, Steady)
+}
+
+func count(snapshots []Snapshot) (missing, unready []string, oldest time.Time, trouble string) {
+	for _, snap := range snapshots {
+		switch {
+		case !snap.Exists:
+			missing = append(missing, snap.Claim)
+			continue
+		case !snap.Ready:
+			unready = append(unready, snap.Claim)
+		}
+		if oldest.IsZero() || snap.CreatedAt.Before(oldest) {
+			oldest = snap.CreatedAt
+		}
+		if snap.Error != "" && !snap.Ready {
+			trouble += fmt.Sprintf("; the snapshot of %s reports: %s", snap.Claim, snap.Error)
+		}
+	}
+	return missing, unready, oldest, trouble
+}
+
+func join(lists ...[]string) string {
+	var all []string
+	for _, list := range lists {
+		all = append(all, list...)
+	}
+	return strings.Join(all, ", ")
+}
+
+// peerFirst tells what must become true of the peer before a session may start; ok when all of it is.
+func peerFirst(s Source) (d Decision, ok bool) {
+	p := s.Peer
+	blocked := func(reason, message string) (Decision, bool) {
+		return wait(Waiting, reason, message, Patient), false
+	}
+	soon := func(reason, message string) (Decision, bool) {
+		return wait(Waiting, reason, message, Steady), false
+	}
+	if !p.Asked {
+		switch {
+		case p.Refuses:
+			return blocked(ReasonPeerRefuses, p.Trouble)
+		case p.Link == v1alpha1.LinkRefused:
+			return blocked(ReasonLinkRefused, fmt.Sprintf("cluster %s answers but trust, name or version do not fit: %s", p.Name, p.Trouble))
+		case p.Link == v1alpha1.LinkConnected, p.Link == v1alpha1.LinkUnknown, p.Link == "":
+			return soon(ReasonLinkUnknown, fmt.Sprintf("cluster %s did not answer yet: %s", p.Name, p.Trouble))
+		}
+		return blocked(ReasonLinkLost, fmt.Sprintf("the link to cluster %s is lost: %s; sessions go on when it answers again", p.Name, p.Trouble))
+	}
+	prepare := func(reason, otherwise string) (Decision, bool) {
+		switch {
+		case !s.Create:
+			return blocked(reason, otherwise+"; make it there, or set peerObjects to Create")
+		case p.PrepareDue:
+			return Decision{Step: PreparePeer, Phase: Preparing, Reason: ReasonPeerPreparing, Poll: Quick,
+				Message: fmt.Sprintf("asking cluster %s to prepare the replica", p.Name)}, false
+		case p.Prepared != "":
+			return wait(Preparing, ReasonPeerPreparing, fmt.Sprintf("cluster %s prepares the replica: %s", p.Name, p.Prepared), Steady), false
+		}
+		return wait(Preparing, ReasonPeerPreparing, fmt.Sprintf("cluster %s prepares the replica: %s", p.Name, otherwise), Steady), false
+	}
+	switch {
+	case !p.Found:
+		return prepare(ReasonPeerMissing, fmt.Sprintf("there is no Replication of this name in cluster %s", p.Name))
+	// Whoever has the greater epoch is right, whatever either side believes to be.
+	case max(p.Stand.Epoch, p.InForce.Epoch) > s.Wanted.Epoch:
+		return blocked(ReasonStaleEpoch, fmt.Sprintf("cluster %s is in epoch %d, this side in epoch %d: another cluster has become primary since; set spec.role to target here",
+			p.Name, max(p.Stand.Epoch, p.InForce.Epoch), s.Wanted.Epoch))
+	case p.Stand.Role != v1alpha1.RoleTarget:
+		return soon(ReasonPeerIsSource, fmt.Sprintf("the Replication in cluster %s has role source too; set it to target on the side whose application is stopped", p.Name))
+	case p.Stand.Epoch < s.Wanted.Epoch:
+		return soon(ReasonPeerEpochBehind, fmt.Sprintf("the Replication in cluster %s is in epoch %d, this side in epoch %d; its plan, or you, must set spec.epoch to %d there",
+			p.Name, p.Stand.Epoch, s.Wanted.Epoch, s.Wanted.Epoch))
+	case !p.Members:
+		return prepare(ReasonMembersDiffer, fmt.Sprintf("the group in cluster %s has other members than this one", p.Name))
+	case p.InForce != p.Stand, !p.ReceiverReady:
+		waits := p.WaitingFor
+		if waits == "" {
+			waits = "its receiver is not ready"
+		}
+		return prepare(ReasonPeerPreparing, waits)
+	}
+	return Decision{}, true
+}
+
+// begin starts a session when one is due and the target has finished with the former one.
+func begin(s Source) Decision {
+	trigger, in := due(s)
+	if trigger == "" {
+		d := Decision{Step: Rest, Phase: Idle, Reason: ReasonReady, Ready: true, Poll: min(Calm, max(in, Quick)), Message: "waiting for the next run"}
+		if s.Last != nil && !s.Last.Committed {
+			d.Phase, d.Reason, d.Message = Waiting, ReasonRetryLater, "the newest session failed; the next one starts by itself"
+		}
+		return d
+	}
+	if !finished(s) {
+		return Decision{Step: Wait, Phase: Waiting, Reason: ReasonPeerFinishing, Ready: true, Poll: Steady,
+			Message: fmt.Sprintf("cluster %s still records point %s", s.Peer.Name, s.Recovery.Point)}
+	}
+	return Decision{Step: StartSession, Phase: Running, Reason: ReasonSessionDue, Ready: true, Trigger: trigger, Message: "a session is due: " + trigger}
+}
+
+// finished reports whether the target has done everything about the point that was committed last, its snapshots included:
+// the next delta must not be applied while they are taken.
+func finished(s Source) bool {
+	if s.Recovery.Point == "" || s.Recovery.Epoch != s.Wanted.Epoch {
+		return true
+	}
+	if !s.Peer.Recovery.Time.Before(s.Recovery.Time) {
+		return true
+	}
+	return s.Last != nil && s.Now.Sub(s.Last.FinishedAt) > PeerMemory
+}
+
+// due is why a session should start now, or else in how long one is.
+func due(s Source) (trigger string, in time.Duration) {
+	answered := ""
+	if s.Last != nil {
+		answered = s.Last.TriggerNow
+	}
+	if s.TriggerNow != "" && s.TriggerNow != answered {
+		return TriggerNow, 0
+	}
+	if s.Scheduled && s.Look.Due {
+		return TriggerSchedule, 0
+	}
+	in = Calm
+	if s.Scheduled && !s.Look.Next.IsZero() {
+		in = s.Look.Next.Sub(s.Now)
+	}
+	retry := ""
+	switch {
+	case s.Recovery.Point == "", s.Recovery.Epoch < s.Wanted.Epoch:
+		retry = TriggerFirst
+	case s.Last != nil && !s.Last.Committed && s.Last.Trigger != TriggerNow:
+		// Whoever triggered by hand sees the failure and decides; a schedule has nobody.
+		retry = s.Last.Trigger
+	}
+	if retry == "" {
+		return "", in
+	}
+	if s.Failures == 0 {
+		return retry, 0
+	}
+	left := s.Last.FinishedAt.Add(Backoff(s.Failures)).Sub(s.Now)
+	if left <= 0 {
+		return retry, 0
+	}
+	return "", min(in, left)
+}

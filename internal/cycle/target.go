@@ -1,0 +1,272 @@
+package cycle
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+)
+
+// RecoveryPointPatience is how long a target waits for the snapshots of a recovery point before it goes on without
+// them: the replica itself holds the point, and holding up replication would lose more.
+const RecoveryPointPatience = 5 * time.Minute
+
+// Received is what a receiver says of itself.
+type Received struct {
+	// Busy is true while a source is connected or a delta is being applied.
+	Busy bool
+	// Committed is the newest point that is whole in the spool, Applied the newest the replica holds whole.
+	Committed, Applied Recovery
+	// Progress tells in a sentence what it does.
+	Progress string
+}
+
+// settled reports that the spool holds nothing the replica does not.
+func (r *Received) settled() bool {
+	return r != nil && !r.Busy && r.Committed.Point == r.Applied.Point
+}
+
+// Replica is what there is of a target's objects.
+type Replica struct {
+	Pair  Presence
+	Spool Presence
+	// Sealed is true once SealSpool was taken: the spool is on its way out.
+	Sealed bool
+	// Holds is what the spool was made for: true when the volumes held data, false when they were new and empty.
+	HoldsData bool
+	// Receiver is Partial while it starts or ends, Outdated when it runs with another configuration.
+	Receiver Presence
+	// Door is true while sources can reach the receiver.
+	Door bool
+	// Trouble tells why the receiver or the pair is not there yet.
+	Trouble string
+	// State is what the receiver says; nil when it does not answer.
+	State *Received
+}
+
+// Exists reports whether anything of a target is there.
+func (r Replica) Exists() bool {
+	return r.Pair != Absent || r.Spool != Absent || r.Receiver != Absent || r.Door
+}
+
+// Target is everything the target side sees.
+type Target struct {
+	Now             time.Time
+	Wanted, InForce Stand
+	// Problem is what a person must mend before a replica can be kept.
+	Problem *Problem
+	// Users names the pods that mount the claims, Lifeboat's own left out.
+	Users []string
+	// Attached names the nodes that the claims' volumes are attached to.
+	Attached []string
+
+	// Session, Mover and Leftover are what is left of having been a source. Leftover names all Jobs, movers' pods, clones
+	// and snapshots of sessions, those that are on their way out included.
+	Session  *Session
+	Mover    Mover
+	Leftover []string
+
+	Replica Replica
+	// Recorded is the point saved last.
+	Recorded Recovery
+	// Retain is how many recovery points are kept as snapshots.
+	Retain int
+	// Snapshots are those of the receiver's applied point.
+	Snapshots []Snapshot
+	// Surplus names the recovery points that retention no longer keeps.
+	Surplus []string
+}
+
+// NextTarget decides for a side that is wanted as target.
+//
+// Order is safety. The replica is written only while no pod uses the claims, so users go first and nothing is removed before
+// they are gone: until then the role can be set back and nothing was lost. Then everything of a source
+// goes, so that no session leaves from what is about to become a replica.
+func NextTarget(s Target) Decision {
+	if s.InForce.Role != v1alpha1.RoleTarget {
+		return leaveSource(s)
+	}
+	if s.InForce.Epoch != s.Wanted.Epoch {
+		return Decision{Step: TakeRole, Phase: Preparing, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side is the target in epoch %d", s.Wanted.Epoch)}
+	}
+	if len(s.Users) > 0 {
+		return spoiled(s)
+	}
+	if s.Replica.Sealed {
+		// A promotion was begun and taken back. The claims may have been free for a moment: what the spool knows of them is not trusted.
+		return dismantle(s.Replica, false, "the promotion was taken back; the replica is set up anew")
+	}
+	if s.Problem != nil {
+		return wait(Failed, s.Problem.Reason, s.Problem.Message, Patient)
+	}
+	return keepReplica(s)
+}
+
+// leaveSource removes what a source leaves, then takes the role.
+func leaveSource(s Target) Decision {
+	if len(s.Users) > 0 {
+		return wait(Demoting, ReasonClaimsInUse, usersMessage(s.Users), Quick)
+	}
+	if s.Session != nil {
+		return abort(s.Session, s.Mover, "this side becomes the target")
+	}
+	if len(s.Leftover) > 0 {
+		return Decision{Step: Tidy, Phase: Demoting, Reason: ReasonLeavingSource, Poll: Quick,
+			Message: "removing what sessions left: " + strings.Join(s.Leftover, ", ")}
+	}
+	if len(s.Attached) > 0 {
+		return wait(Demoting, ReasonVolumesAttached, "waiting for the volumes to be detached from "+strings.Join(s.Attached, ", "), Quick)
+	}
+	return Decision{Step: TakeRole, Phase: Demoting, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side becomes the target in epoch %d", s.Wanted.Epoch)}
+}
+
+func usersMessage(users []string) string {
+	return "pods mount the claims of the replica: " + strings.Join(users, ", ") + "; stop them, only whole deltas may be written here"
+}
+
+// spoiled stops receiving while pods use the claims. The spool goes too: its digest map no longer tells
+// what the volumes hold, so the next session compares anew.
+func spoiled(s Target) Decision {
+	if s.Replica.Exists() {
+		d := dismantle(s.Replica, true, usersMessage(s.Users))
+		d.Reason = ReasonClaimsInUse
+		return d
+	}
+	return wait(Waiting, ReasonClaimsInUse, usersMessage(s.Users), Steady)
+}
+
+// keepReplica sets the replica up and records what arrives.
+func keepReplica(s Target) Decision {
+	r := s.Replica
+	preparing := func(step Step, reason, message string, poll time.Duration) Decision {
+		return Decision{Step: step, Phase: Preparing, Reason: reason, Message: message, Poll: poll}
+	}
+	switch r.Pair {
+	case Absent:
+		return preparing(MakePair, ReasonReplicaPreparing, "making the block volumes beside the claims", Quick)
+	case Outdated:
+		return dismantle(r, true, "the claims have other volumes than before; the replica is set up anew")
+	}
+	if r.Spool == Absent {
+		return preparing(MakeSpool, ReasonReplicaPreparing, "making the spool", 0)
+	}
+	if r.Receiver == Absent || r.Receiver == Outdated || !r.Door {
+		return preparing(StartReceiver, ReasonReceiverStarting, "starting the receiver", Quick)
+	}
+	if r.Receiver == Partial || r.Pair == Partial || r.Spool == Partial {
+		message := "the receiver is starting"
+		if r.Trouble != "" {
+			message += ": " + r.Trouble
+		}
+		return wait(Preparing, ReasonReceiverStarting, message, Quick)
+	}
+	if r.State == nil {
+		return wait(Preparing, ReasonReceiverSilent, "the receiver does not answer yet"+because(r.Trouble), Steady)
+	}
+	if applied := r.State.Applied; applied.Point != "" && applied.Point != s.Recorded.Point {
+		return record(s, applied)
+	}
+	if len(s.Surplus) > 0 {
+		return Decision{Step: DropRecoveryPoints, Phase: Idle, Reason: ReasonTidying, Ready: true,
+			Message: "removing recovery points beyond retain: " + strings.Join(s.Surplus, ", ")}
+	}
+	if r.State.Busy {
+		return Decision{Step: Rest, Phase: Running, Reason: ReasonReceiving, Ready: true, Poll: Steady, Message: r.State.Progress}
+	}
+	return Decision{Step: Rest, Phase: Idle, Reason: ReasonReady, Ready: true, Poll: CalmTarget, Message: "the receiver waits for a session"}
+}
+
+func because(trouble string) string {
+	if trouble == "" {
+		return ""
+	}
+	return ": " + trouble
+}
+
+// record keeps the applied point: as snapshots when they are wanted, then in the status. Only the latter lets the source go on.
+func record(s Target, applied Recovery) Decision {
+	save := Decision{Step: RecordPoint, Phase: Idle, Reason: ReasonReady, Ready: true, Message: "point " + applied.Point + " is the replica's"}
+	if s.Retain == 0 {
+		return save
+	}
+	missing, _, oldest, trouble := count(s.Snapshots)
+	var uncut []string
+	for _, snap := range s.Snapshots {
+		if snap.Exists && !snap.Cut {
+			uncut = append(uncut, snap.Claim)
+		}
+	}
+	taking := Decision{Phase: Running, Reason: ReasonRecoveryPoint, Ready: true}
+	switch {
+	case len(uncut) > 0 && s.Now.Sub(oldest) > RecoveryPointPatience:
+		save.Reason = ReasonRecoveryPointNotKept
+		save.Message = fmt.Sprintf("point %s is the replica's, but no snapshot of %s was taken within %s%s", applied.Point, join(uncut), RecoveryPointPatience, trouble)
+		return save
+	case len(missing) > 0:
+		taking.Step, taking.Message = TakeRecoveryPoint, fmt.Sprintf("taking snapshots of %s to keep point %s", join(missing), applied.Point)
+		return taking
+	case len(uncut) > 0:
+		taking.Step, taking.Poll = Wait, Quick
+		taking.Message = fmt.Sprintf("waiting for the snapshots of %s that keep point %s%s", join(uncut), applied.Point, trouble)
+		return taking
+	}
+	return save
+}
+
+// leaveTarget turns a replica into the application's volumes.
+//
+// Order is safety. First no source can reach the receiver any more, then it says that its spool holds nothing the replica does not,
+// and that is saved: a spool that is not sealed may hold the half of a delta that the replica lacks, so before that nothing is
+// removed. Then the receiver goes, whose pods hold the devices; then the pair; then the spool. Only then may the application write.
+func leaveTarget(s Source) Decision {
+	r := s.Replica
+	if r.Spool != Absent && !r.Sealed {
+		return settle(r)
+	}
+	if r.Exists() {
+		return dismantle(r, false, "this side becomes the source")
+	}
+	return Decision{Step: TakeRole, Phase: Promoting, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side becomes the source in epoch %d", s.Wanted.Epoch)}
+}
+
+// settle waits until the replica holds everything the spool does.
+func settle(r Replica) Decision {
+	promoting := func(step Step, reason, message string, poll time.Duration) Decision {
+		return Decision{Step: step, Phase: Promoting, Reason: reason, Message: message, Poll: poll}
+	}
+	switch {
+	case r.Door:
+		return promoting(CloseReceiver, ReasonLeavingTarget, "no session can begin here any more", 0)
+	case r.Pair == Absent:
+		return promoting(MakePair, ReasonLeavingTarget, "the block volumes are needed once more to apply what the spool holds", Quick)
+	case r.Receiver == Absent:
+		return promoting(StartReceiver, ReasonLeavingTarget, "the receiver is needed once more to apply what the spool holds", Quick)
+	case r.State == nil:
+		return wait(Promoting, ReasonReceiverSilent, "waiting for the receiver to tell what it has applied"+because(r.Trouble), Quick)
+	case !r.State.settled():
+		return wait(Promoting, ReasonApplying, "waiting for the receiver to apply what it has"+because(r.State.Progress), Quick)
+	case r.State.Applied.Point == "" && !r.HoldsData:
+		return wait(Failed, ReasonNothingToPromote, "no recovery point was ever committed here, so there is nothing to promote; set spec.role back to target, or delete this Replication to use the claims as they are", Patient)
+	}
+	return promoting(SealSpool, ReasonLeavingTarget, fmt.Sprintf("the replica holds point %s whole", r.State.Applied.Point), 0)
+}
+
+// dismantle removes a replica's objects: receiver, then pair, then spool. With settled first it waits until the replica holds
+// everything the spool does, where a receiver can still tell.
+func dismantle(r Replica, settled bool, why string) Decision {
+	remove := func(step Step) Decision {
+		return Decision{Step: step, Phase: Waiting, Reason: ReasonLeavingTarget, Message: why, Poll: Quick}
+	}
+	switch {
+	case settled && r.Door && !r.Sealed:
+		return Decision{Step: CloseReceiver, Phase: Waiting, Reason: ReasonLeavingTarget, Message: why}
+	case settled && !r.Sealed && r.State != nil && !r.State.settled():
+		return wait(Waiting, ReasonApplying, why+"; waiting for the receiver to apply what it has", Quick)
+	case r.Receiver != Absent || r.Door:
+		return remove(RemoveReceiver)
+	case r.Pair != Absent:
+		return remove(RemovePair)
+	}
+	return remove(RemoveSpool)
+}
