@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -40,9 +41,6 @@ files, mkfs.xfs or mkfs.btrfs.`,
 			if verbose {
 				level = slog.LevelDebug
 			}
-			if endpoint == "" {
-				endpoint = "unix://" + filepath.Join(kubelet, "plugins", localcsi.Name, "csi.sock")
-			}
 			registration := ""
 			if register {
 				registration = filepath.Join(kubelet, "plugins_registry")
@@ -55,17 +53,34 @@ files, mkfs.xfs or mkfs.btrfs.`,
 				Pool:    pool.Config{Dir: dir, ImageSize: bytes.Value(), ImageType: filesystem.Kind(fs)},
 				Now:     time.Now,
 				Log:     slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
-			}, endpoint, registration)
+			}, csiEndpoint(endpoint, kubelet), registration)
 		},
 	}
-	flags := cmd.Flags()
+	flags, shared := cmd.Flags(), cmd.PersistentFlags()
 	flags.StringVar(&dir, "pool", "/var/lib/lifeboat-csi", "folder that holds the volumes")
 	flags.StringVar(&size, "pool-size", "20Gi", "size of the pool's image file, used when the folder's file system cannot share blocks; may grow later")
 	flags.StringVar(&fs, "pool-fs", "xfs", "file system of a new image file: xfs or btrfs")
 	flags.StringVar(&node, "node", os.Getenv("NODE_NAME"), "name of this node")
-	flags.StringVar(&kubelet, "kubelet-dir", "/var/lib/kubelet", "the kubelet's folder")
-	flags.StringVar(&endpoint, "endpoint", "", "socket to serve on (default unix://<kubelet-dir>/plugins/"+localcsi.Name+"/csi.sock)")
+	shared.StringVar(&kubelet, "kubelet-dir", "/var/lib/kubelet", "the kubelet's folder")
+	shared.StringVar(&endpoint, "endpoint", "", "socket to serve on (default unix://<kubelet-dir>/plugins/"+localcsi.Name+"/csi.sock)")
 	flags.BoolVar(&register, "register", true, "register with the kubelet")
 	flags.BoolVarP(&verbose, "verbose", "v", false, "log every call")
+	cmd.AddCommand(&cobra.Command{
+		Use:   "probe",
+		Short: "Exit 0 when the driver on this node serves",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 3*time.Second)
+			defer cancel()
+			return localcsi.Ready(ctx, csiEndpoint(endpoint, kubelet))
+		},
+	})
 	return cmd
+}
+
+func csiEndpoint(endpoint, kubelet string) string {
+	if endpoint != "" {
+		return endpoint
+	}
+	return "unix://" + filepath.Join(kubelet, "plugins", localcsi.Name, "csi.sock")
 }
