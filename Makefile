@@ -1,0 +1,52 @@
+# Lifeboat's commands. `make help` lists them; README.md tells what to expect.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help build generate test lint e2e demo bench clusters-up clusters-down images
+
+export CGO_ENABLED := 0
+export GOFLAGS := -buildvcs=false -trimpath
+
+VERSION ?= v0.1.0-dev
+LDFLAGS := -s -w -X lifeboat.dev/lifeboat/internal/version.Software=$(VERSION)
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+build: ## build bin/lifeboat and bin/clusters
+	@hack/need.sh go
+	go build -ldflags '$(LDFLAGS)' -o bin/lifeboat ./cmd/lifeboat
+	cd test/clusters && go build -ldflags '-s -w' -o ../../bin/clusters .
+
+generate: bin/controller-gen ## generate deep copies, kinds, roles and the link's protocol from their sources
+	@hack/generate.sh
+
+test: build ## lint, unit, crash, API server and storage driver tests, and a short story on two clusters
+	@hack/test.sh
+
+lint: bin/lint ## find bugs; no opinion on shape
+	@hack/lint.sh
+
+e2e: images ## every story on the two clusters (tens of minutes)
+	@hack/e2e.sh
+
+demo: images ## watch a database move to another cluster and home (KEEP=1 leaves the clusters running)
+	@hack/demo.sh
+
+bench: build ## measure the engine and print ratios
+	@hack/bench.sh
+
+clusters-up: images ## two real Kubernetes clusters on this machine, with Lifeboat in both
+	@hack/clusters-up.sh
+
+clusters-down: build ## remove the two clusters and all they were
+	bin/clusters down
+
+images: build
+	@hack/images.sh
+
+bin/lint bin/controller-gen: hack/tools/go.mod hack/tools/lint/main.go
+	@cd hack/tools
+	go build -o ../../bin/lint ./lint
+	go build -o ../../bin/controller-gen sigs.k8s.io/controller-tools/cmd/controller-gen
