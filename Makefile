@@ -12,7 +12,7 @@ VERSION ?= v0.1.0-dev
 LDFLAGS := -s -w -X lifeboat.dev/lifeboat/internal/version.Software=$(VERSION)
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 build: ## build bin/lifeboat and bin/clusters
 	@hack/need.sh go

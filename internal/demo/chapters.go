@@ -15,8 +15,8 @@ import (
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 )
 
-// makeRoom deletes what an earlier demo left behind, on both sides: plan, replication, group, namespace.
-func (s *story) makeRoom(ctx context.Context) error {
+// MakeRoom deletes what an earlier demo left behind, on both sides: plan, replication, group, namespace.
+func (s *Story) MakeRoom(ctx context.Context) error {
 	err := s.both(func(c Cluster) error {
 		for _, o := range []client.Object{s.plan(), s.replication(), s.group()} {
 			if err := c.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
@@ -51,7 +51,8 @@ func namespaceRemains(ns *corev1.Namespace) string {
 	return strings.Join(remains, "; ")
 }
 
-func (s *story) protect(ctx context.Context) error {
+// Protect makes PVCGroup, Replication and plan on the home cluster.
+func (s *Story) Protect(ctx context.Context) error {
 	for _, o := range []client.Object{s.group(), s.replication(), s.plan()} {
 		if err := s.Home.Client.Create(ctx, o); err != nil {
 			return fmt.Errorf("create %T %s: %w", o, o.GetName(), err)
@@ -61,14 +62,15 @@ func (s *story) protect(ctx context.Context) error {
 	return nil
 }
 
-func (s *story) firstSync(ctx context.Context) error {
+// FirstSync waits until the first copy is committed and the plan says that the application is protected.
+func (s *Story) FirstSync(ctx context.Context) error {
 	began := time.Now()
-	if err := s.waitSessions(ctx, s.Home, 1, "first copy"); err != nil {
+	if err := s.WaitSessions(ctx, s.Home, 1, "first copy"); err != nil {
 		return err
 	}
-	s.figures.FirstSync = time.Since(began)
+	s.Figures.FirstSync = time.Since(began)
 	return poll(ctx, 2*time.Minute, func() (bool, string, error) {
-		p, err := s.readPlan(ctx, s.Home)
+		p, err := s.Plan(ctx, s.Home)
 		if err != nil {
 			return false, "", err
 		}
@@ -81,18 +83,19 @@ func (s *story) firstSync(ctx context.Context) error {
 	})
 }
 
-func (s *story) scheduledSessions(ctx context.Context) error {
+// WaitScheduledSessions waits for as many as the options ask for.
+func (s *Story) WaitScheduledSessions(ctx context.Context) error {
 	if s.ScheduledSessions == 0 {
 		return nil
 	}
 	s.say("waiting for %d scheduled sessions", s.ScheduledSessions)
-	return s.waitSessions(ctx, s.Home, 1+s.ScheduledSessions, "scheduled")
+	return s.WaitSessions(ctx, s.Home, 1+s.ScheduledSessions, "scheduled")
 }
 
-// waitSessions returns once the source on c has n committed sessions to show, noting each as it appears.
-func (s *story) waitSessions(ctx context.Context, c Cluster, n int, what string) error {
+// WaitSessions returns once the source on c has n committed sessions to show, noting each as it appears.
+func (s *Story) WaitSessions(ctx context.Context, c Cluster, n int, what string) error {
 	return poll(ctx, 10*time.Minute, func() (bool, string, error) {
-		r, err := s.readReplication(ctx, c)
+		r, err := s.Replication(ctx, c)
 		if err != nil {
 			return false, "", err
 		}
@@ -102,10 +105,7 @@ func (s *story) waitSessions(ctx context.Context, c Cluster, n int, what string)
 }
 
 // noteSessions adds sessions not yet seen to the table and counts the committed ones of this source.
-func (s *story) noteSessions(c Cluster, r *v1alpha1.Replication, what string) int {
-	if s.seen == nil {
-		s.seen = map[string]bool{}
-	}
+func (s *Story) noteSessions(c Cluster, r *v1alpha1.Replication, what string) int {
 	if len(r.Status.Rlinks) == 0 {
 		return 0
 	}
@@ -128,46 +128,46 @@ func (s *story) noteSessions(c Cluster, r *v1alpha1.Replication, what string) in
 		if l.RecoveryPoint != nil && l.RecoveryPoint.Point == report.Point {
 			row.Lag = report.FinishedAt.Sub(l.RecoveryPoint.Time.Time)
 		}
-		s.figures.Sessions = append(s.figures.Sessions, row)
+		s.Figures.Sessions = append(s.Figures.Sessions, row)
 		s.say("session %s: %s, %s in %.1f s, %s changed, %s sent", report.Point, report.Result, report.Tier,
 			report.FinishedAt.Sub(report.StartedAt.Time).Seconds(), mib(report.BytesChanged), mib(report.BytesSent))
 	}
 	return committed
 }
 
-func (s *story) migrateAway(ctx context.Context) error {
-	took, downtime, err := s.move(ctx, s.Home, s.Away)
-	s.figures.MigrateTime, s.figures.DowntimeMigrate = took, downtime
+func (s *Story) migrateAway(ctx context.Context) error {
+	took, downtime, err := s.Move(ctx, s.Home, s.Away)
+	s.Figures.MigrateTime, s.Figures.DowntimeMigrate = took, downtime
 	return err
 }
 
-func (s *story) migrateHome(ctx context.Context) error {
-	if err := s.waitSessions(ctx, s.Away, 1, "reverse"); err != nil {
+func (s *Story) migrateHome(ctx context.Context) error {
+	if err := s.WaitSessions(ctx, s.Away, 1, "reverse"); err != nil {
 		return fmt.Errorf("reverse replication: %w", err)
 	}
-	took, downtime, err := s.move(ctx, s.Away, s.Home)
-	s.figures.HomeTime, s.figures.DowntimeHome = took, downtime
+	took, downtime, err := s.Move(ctx, s.Away, s.Home)
+	s.Figures.HomeTime, s.Figures.DowntimeHome = took, downtime
 	return err
 }
 
-// move edits the plan where the application runs and waits until it is served from the other side again.
-func (s *story) move(ctx context.Context, from, to Cluster) (took, downtime time.Duration, err error) {
+// Move edits the plan where the application runs and waits until it is served from the other side again.
+func (s *Story) Move(ctx context.Context, from, to Cluster) (took, downtime time.Duration, err error) {
 	s.say("moving from %s to %s", from.Name, to.Name)
 	began := time.Now()
 	var shown string
-	if err := s.askForMove(ctx, from, to); err != nil {
+	if err := s.AskForMove(ctx, from, to); err != nil {
 		return 0, 0, err
 	}
 	err = poll(ctx, 5*time.Minute, func() (bool, string, error) {
-		p, err := s.readPlan(ctx, from)
+		p, err := s.Plan(ctx, from)
 		if err != nil {
 			return false, "", err
 		}
-		other, err := s.readPlan(ctx, to)
+		other, err := s.Plan(ctx, to)
 		if err != nil {
 			return false, "", err
 		}
-		if r, err := s.readReplication(ctx, from); err == nil {
+		if r, err := s.Replication(ctx, from); err == nil {
 			s.noteSessions(from, r, "move to "+to.Name)
 		}
 		now := p.Status.Message
@@ -196,8 +196,9 @@ func (s *story) move(ctx context.Context, from, to Cluster) (took, downtime time
 	return took, downtime, nil
 }
 
-func (s *story) askForMove(ctx context.Context, from, to Cluster) error {
-	p, err := s.readPlan(ctx, from)
+// AskForMove edits the plan on the cluster where the application runs.
+func (s *Story) AskForMove(ctx context.Context, from, to Cluster) error {
+	p, err := s.Plan(ctx, from)
 	if err != nil {
 		return err
 	}
@@ -208,11 +209,11 @@ func (s *story) askForMove(ctx context.Context, from, to Cluster) error {
 
 // downtime waits until the load commits again and returns the longest gap between two acknowledged commits
 // since began.
-func (s *story) downtime(ctx context.Context, began time.Time) (time.Duration, error) {
+func (s *Story) downtime(ctx context.Context, began time.Time) (time.Duration, error) {
 	served := time.Now()
 	var gap time.Duration
 	err := poll(ctx, 3*time.Minute, func() (bool, string, error) {
-		acks, err := s.load.Acks()
+		acks, err := s.Load.Acks()
 		if err != nil || len(acks) == 0 {
 			return false, "no commit is logged", err
 		}
@@ -223,45 +224,48 @@ func (s *story) downtime(ctx context.Context, began time.Time) (time.Duration, e
 	return gap, err
 }
 
-func (s *story) check(ctx context.Context) error {
-	s.load.Stop()
-	acks, err := s.load.Acks()
+// Check looks for every acknowledged commit and for damage.
+func (s *Story) Check(ctx context.Context) error {
+	s.Load.Stop()
+	acks, err := s.Load.Acks()
 	if err != nil {
 		return err
 	}
-	db := s.database()
-	s.figures.AckedCommits = len(acks)
-	if s.figures.LostCommits, err = db.Lost(ctx, acks); err != nil {
+	db := s.Database()
+	s.Figures.AckedCommits = len(acks)
+	if s.Figures.LostCommits, err = db.Lost(ctx, acks); err != nil {
 		return err
 	}
 	balanced, sums, err := db.Balanced(ctx)
 	if err != nil {
 		return err
 	}
-	s.figures.InconsistentSums = !balanced
+	s.Figures.InconsistentSums = !balanced
 	s.say("checking every page with pg_amcheck")
-	if s.figures.AmcheckComplaints, err = db.Amcheck(ctx); err != nil {
+	if s.Figures.AmcheckComplaints, err = db.Amcheck(ctx); err != nil {
 		return err
 	}
 	switch {
-	case s.figures.LostCommits > 0:
-		return fmt.Errorf("%d of %d acknowledged commits are not in the database", s.figures.LostCommits, len(acks))
+	case s.Figures.LostCommits > 0:
+		return fmt.Errorf("%d of %d acknowledged commits are not in the database", s.Figures.LostCommits, len(acks))
 	case !balanced:
 		return fmt.Errorf("pgbench's tables do not add up: accounts, tellers, branches, history = %s", sums)
-	case s.figures.AmcheckComplaints != "":
-		return fmt.Errorf("pg_amcheck complains: %s", s.figures.AmcheckComplaints)
+	case s.Figures.AmcheckComplaints != "":
+		return fmt.Errorf("pg_amcheck complains: %s", s.Figures.AmcheckComplaints)
 	}
 	s.say("all %d acknowledged commits are there, pgbench's tables add up, pg_amcheck finds nothing", len(acks))
 	return nil
 }
 
-func (s *story) readPlan(ctx context.Context, c Cluster) (*v1alpha1.DisasterRecoveryPlan, error) {
+// Plan reads a cluster's copy of the plan.
+func (s *Story) Plan(ctx context.Context, c Cluster) (*v1alpha1.DisasterRecoveryPlan, error) {
 	var p v1alpha1.DisasterRecoveryPlan
 	err := c.Client.Get(ctx, client.ObjectKey{Namespace: s.Namespace, Name: planName}, &p)
 	return &p, err
 }
 
-func (s *story) readReplication(ctx context.Context, c Cluster) (*v1alpha1.Replication, error) {
+// Replication reads a cluster's side of the replication.
+func (s *Story) Replication(ctx context.Context, c Cluster) (*v1alpha1.Replication, error) {
 	var r v1alpha1.Replication
 	err := c.Client.Get(ctx, client.ObjectKey{Namespace: s.Namespace, Name: replicationName}, &r)
 	return &r, err

@@ -82,39 +82,48 @@ func Run(ctx context.Context, o Options) (*Figures, error) {
 	if err := os.MkdirAll(o.WorkDir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the demo's folder: %w", err)
 	}
-	s := &story{Options: o, figures: &Figures{}, started: time.Now()}
+	s := NewStory(o)
 	err := s.tell(ctx)
-	s.stopLoad()
-	return s.figures, err
+	s.StopLoad()
+	return s.Figures, err
 }
 
-type story struct {
+// Story is the demo in chapters, for whoever tells another story with the same people.
+type Story struct {
 	Options
-	figures *Figures
+	// Figures gathered so far.
+	Figures *Figures
+	// Load is nil until StartLoad.
+	Load *Load
+
 	started time.Time
-	load    *Load
 	seen    map[string]bool
 }
 
-func (s *story) say(format string, args ...any) {
+// NewStory begins a story; nothing happens yet.
+func NewStory(o Options) *Story {
+	return &Story{Options: o, Figures: &Figures{}, started: time.Now(), seen: map[string]bool{}}
+}
+
+func (s *Story) say(format string, args ...any) {
 	fmt.Fprintf(s.Out, "%6.1f s  %s\n", time.Since(s.started).Seconds(), fmt.Sprintf(format, args...))
 }
 
-func (s *story) tell(ctx context.Context) error {
+func (s *Story) tell(ctx context.Context) error {
 	chapters := []struct {
 		name string
 		do   func(context.Context) error
 	}{
-		{"make room", s.makeRoom},
-		{"start the database", s.startDatabase},
-		{"fill the database", s.fillDatabase},
-		{"start the load", s.startLoad},
-		{"protect", s.protect},
-		{"first sync", s.firstSync},
-		{"scheduled sessions", s.scheduledSessions},
+		{"make room", s.MakeRoom},
+		{"start the database", s.StartDatabase},
+		{"fill the database", s.FillDatabase},
+		{"start the load", s.StartLoad},
+		{"protect", s.Protect},
+		{"first sync", s.FirstSync},
+		{"scheduled sessions", s.WaitScheduledSessions},
 		{"migrate", s.migrateAway},
 		{"migrate home", s.migrateHome},
-		{"check", s.check},
+		{"check", s.Check},
 	}
 	for _, c := range chapters {
 		if err := c.do(ctx); err != nil {
@@ -124,11 +133,11 @@ func (s *story) tell(ctx context.Context) error {
 	if s.Keep {
 		return nil
 	}
-	return s.makeRoom(ctx)
+	return s.MakeRoom(ctx)
 }
 
 // both does the same on both clusters.
-func (s *story) both(do func(Cluster) error) error {
+func (s *Story) both(do func(Cluster) error) error {
 	for _, c := range []Cluster{s.Home, s.Away} {
 		if err := do(c); err != nil {
 			return fmt.Errorf("cluster %s: %w", c.Name, err)
@@ -137,22 +146,25 @@ func (s *story) both(do func(Cluster) error) error {
 	return nil
 }
 
-func (s *story) startDatabase(ctx context.Context) error {
+// StartDatabase makes the database on the home cluster and waits until it answers.
+func (s *Story) StartDatabase(ctx context.Context) error {
 	s.say("starting PostgreSQL on %s", s.Home.Name)
 	for _, o := range s.databaseObjects() {
 		if err := s.Home.Client.Create(ctx, o); err != nil {
 			return fmt.Errorf("create %T %s: %w", o, o.GetName(), err)
 		}
 	}
-	return s.database().WaitReady(ctx, 3*time.Minute)
+	return s.Database().WaitReady(ctx, 3*time.Minute)
 }
 
-func (s *story) database() *Database {
+// Database is the server, wherever it answers.
+func (s *Story) Database() *Database {
 	return &Database{Hosts: []string{s.Home.Address, s.Away.Address}, Port: nodePort, Password: password}
 }
 
-func (s *story) fillDatabase(ctx context.Context) error {
-	db := s.database()
+// FillDatabase makes pgbench's tables.
+func (s *Story) FillDatabase(ctx context.Context) error {
+	db := s.Database()
 	if err := db.Fill(ctx, s.Scale); err != nil {
 		return err
 	}
@@ -164,17 +176,19 @@ func (s *story) fillDatabase(ctx context.Context) error {
 	return nil
 }
 
-func (s *story) startLoad(ctx context.Context) error {
-	s.load = &Load{Database: s.database(), Dir: filepath.Join(s.WorkDir, "load"), Scale: s.Scale, Clients: s.Clients, Rate: s.Rate}
-	if err := s.load.Start(ctx); err != nil {
+// StartLoad begins the load from outside.
+func (s *Story) StartLoad(ctx context.Context) error {
+	s.Load = &Load{Database: s.Database(), Dir: filepath.Join(s.WorkDir, "load"), Scale: s.Scale, Clients: s.Clients, Rate: s.Rate}
+	if err := s.Load.Start(ctx); err != nil {
 		return err
 	}
 	s.say("pgbench keeps committing from outside: %d clients, %d transactions per second", s.Clients, s.Rate)
 	return nil
 }
 
-func (s *story) stopLoad() {
-	if s.load != nil {
-		s.load.Stop()
+// StopLoad ends the load, if there is one.
+func (s *Story) StopLoad() {
+	if s.Load != nil {
+		s.Load.Stop()
 	}
 }

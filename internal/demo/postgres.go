@@ -26,7 +26,7 @@ const (
 
 // databaseObjects are what a user would apply for a small PostgreSQL: a namespace, a password, settings, a
 // claim, a StatefulSet and a Service with a node port.
-func (s *story) databaseObjects() []client.Object {
+func (s *Story) databaseObjects() []client.Object {
 	meta := func(name string) metav1.ObjectMeta {
 		return metav1.ObjectMeta{Name: name, Namespace: s.Namespace, Labels: map[string]string{"app": application}}
 	}
@@ -57,7 +57,7 @@ func (s *story) databaseObjects() []client.Object {
 	}
 }
 
-func (s *story) databasePod() corev1.PodSpec {
+func (s *Story) databasePod() corev1.PodSpec {
 	const user = 999
 	return corev1.PodSpec{
 		TerminationGracePeriodSeconds: ptr.To[int64](30),
@@ -109,14 +109,14 @@ max_wal_size=512MB
 checkpoint_timeout=60s
 `
 
-func (s *story) group() *v1alpha1.PVCGroup {
+func (s *Story) group() *v1alpha1.PVCGroup {
 	return &v1alpha1.PVCGroup{
 		ObjectMeta: metav1.ObjectMeta{Name: groupName, Namespace: s.Namespace},
 		Spec:       v1alpha1.PVCGroupSpec{PVCList: []v1alpha1.PVCRef{{PVCName: claim}}},
 	}
 }
 
-func (s *story) replication() *v1alpha1.Replication {
+func (s *Story) replication() *v1alpha1.Replication {
 	return &v1alpha1.Replication{
 		ObjectMeta: metav1.ObjectMeta{Name: replicationName, Namespace: s.Namespace},
 		Spec: v1alpha1.ReplicationSpec{
@@ -127,7 +127,7 @@ func (s *story) replication() *v1alpha1.Replication {
 	}
 }
 
-func (s *story) plan() *v1alpha1.DisasterRecoveryPlan {
+func (s *Story) plan() *v1alpha1.DisasterRecoveryPlan {
 	return &v1alpha1.DisasterRecoveryPlan{
 		ObjectMeta: metav1.ObjectMeta{Name: planName, Namespace: s.Namespace},
 		Spec: v1alpha1.DisasterRecoveryPlanSpec{
