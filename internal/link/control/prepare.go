@@ -1,0 +1,443 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/link/control/linkpb"
+)
+
+const annotationDefaultClass = "storageclass.kubernetes.io/is-default-class"
+
+// DifferError: an object here cannot serve the source as it is. It names both sides.
+type DifferError struct {
+	// Object as "claim shop/data".
+	Object string
+	// Field that differs, as users know it.
+	Field string
+	// Here and There are the values on the target and on the source.
+	HereCluster, Here, ThereCluster, There string
+	// Do tells what to do.
+	Do string
+}
+
+func (e *DifferError) Error() string {
+	return fmt.Sprintf("%s: %s is %s on cluster %s and %s on cluster %s: %s",
+		e.Object, e.Field, e.Here, e.HereCluster, e.There, e.ThereCluster, e.Do)
+}
+
+// wanted is a PrepareRequest as this cluster understands it.
+type wanted struct {
+	PrepareRequest
+	here, caller string
+}
+
+// found is what this cluster has of it; nil what it lacks.
+type found struct {
+	replication *v1alpha1.Replication
+	group       *v1alpha1.PVCGroup
+	claims      map[string]*corev1.PersistentVolumeClaim
+	classes     []storagev1.StorageClass
+}
+
+// work is what is left to do, in this order: claims and group before the Replication that needs them.
+type work struct {
+	create []client.Object
+	update []client.Object
+	// waiting tells what is not ready though nothing is left to do about it.
+	waiting []string
+}
+
+// PrepareReplication implements the service.
+func (s *Server) PrepareReplication(ctx context.Context, r *linkpb.PrepareReplicationRequest) (*linkpb.PrepareReplicationResponse, error) {
+	pair := callersPair(ctx)
+	want, err := s.want(r, pair)
+	if err != nil {
+		return nil, err
+	}
+	have, err := s.look(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	todo, err := decide(want, have)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.do(ctx, want, todo); err != nil {
+		return nil, asRefusal(err)
+	}
+	message := strings.Join(todo.waiting, "; ")
+	return &linkpb.PrepareReplicationResponse{Ready: message == "", Message: message}, nil
+}
+
+func (s *Server) want(r *linkpb.PrepareReplicationRequest, pair *v1alpha1.ClusterPair) (wanted, error) {
+	w := wanted{here: s.Cluster, caller: pair.Spec.PeerCluster}
+	w.Key = fromKey(r.GetKey())
+	if err := json.Unmarshal(r.GetSpec(), &w.Spec); err != nil {
+		return w, refuse(ReasonInvalid, "replication %s: the spec is not readable: %v", w.Key, err)
+	}
+	if err := json.Unmarshal(r.GetGroup(), &w.Group); err != nil {
+		return w, refuse(ReasonInvalid, "replication %s: the group is not readable: %v", w.Key, err)
+	}
+	w.Spec.Role = v1alpha1.RoleTarget
+	w.Spec.TriggerNow = ""
+	for i := range w.Spec.Rlinks {
+		w.Spec.Rlinks[i].ClusterPair = pair.Name
+	}
+	for _, c := range r.GetClaims() {
+		claim := Claim{Name: c.GetName(), SizeBytes: c.GetSizeBytes(), VolumeMode: c.GetVolumeMode(), StorageClass: c.GetStorageClassName(),
+			AccessModes: c.GetAccessModes(), Labels: c.GetLabels(), Annotations: c.GetAnnotations()}
+		if claim.VolumeMode == "" {
+			claim.VolumeMode = string(corev1.PersistentVolumeFilesystem)
+		}
+		if claim.Name == "" || claim.SizeBytes <= 0 {
+			return w, refuse(ReasonInvalid, "replication %s: claim %q has size %d: a name and a size are needed", w.Key, claim.Name, claim.SizeBytes)
+		}
+		w.Claims = append(w.Claims, claim)
+	}
+	if len(w.Claims) == 0 {
+		return w, refuse(ReasonInvalid, "replication %s: the request has no claims", w.Key)
+	}
+	return w, nil
+}
+
+func (s *Server) look(ctx context.Context, want wanted) (found, error) {
+	have := found{claims: map[string]*corev1.PersistentVolumeClaim{}}
+	replication, err := lookFor(ctx, s.Client, want.Key, &v1alpha1.Replication{})
+	if err != nil {
+		return have, err
+	}
+	have.replication = replication
+	groupKey := client.ObjectKey{Namespace: want.Key.Namespace, Name: want.Spec.PVCGroupName}
+	if have.group, err = lookFor(ctx, s.Client, groupKey, &v1alpha1.PVCGroup{}); err != nil {
+		return have, err
+	}
+	for _, c := range want.Claims {
+		key := client.ObjectKey{Namespace: want.Key.Namespace, Name: c.Name}
+		claim, err := lookFor(ctx, s.Client, key, &corev1.PersistentVolumeClaim{})
+		if err != nil {
+			return have, err
+		}
+		if claim != nil {
+			have.claims[c.Name] = claim
+		}
+	}
+	var classes storagev1.StorageClassList
+	if err := s.Client.List(ctx, &classes); err != nil {
+		return have, fmt.Errorf("list storage classes: %w", err)
+	}
+	have.classes = classes.Items
+	return have, nil
+}
+
+// lookFor returns nil when there is no such object.
+func lookFor[T client.Object](ctx context.Context, c client.Client, key client.ObjectKey, into T) (T, error) {
+	var none T
+	err := c.Get(ctx, key, into)
+	switch {
+	case apierrors.IsNotFound(err):
+		return none, nil
+	case err != nil:
+		return none, fmt.Errorf("read %T %s: %w", into, key, err)
+	}
+	return into, nil
+}
+
+// decide compares and says what to do. Every refusal comes before the first write: the Replication's first, since a
+// side that is source, or knows a later epoch, must not even be prepared.
+func decide(want wanted, have found) (work, error) {
+	var todo work
+	if err := fence(want, have.replication); err != nil {
+		return todo, err
+	}
+	var conflicts []string
+	for _, claim := range want.Claims {
+		existing := have.claims[claim.Name]
+		if existing == nil {
+			made, late, err := newClaim(want, claim, have.classes)
+			if err != nil {
+				return todo, err
+			}
+			todo.create = append(todo.create, made)
+			todo.waiting = append(todo.waiting, fmt.Sprintf("claim %s was just created%s", claim.Name, late))
+			continue
+		}
+		conflicts = append(conflicts, compareClaim(want, claim, existing)...)
+		if wait := waitFor(existing, have.classes); wait != "" {
+			todo.waiting = append(todo.waiting, wait)
+		}
+	}
+	if d := decideGroup(want, have.group, &todo); d != "" {
+		conflicts = append(conflicts, d)
+	}
+	if d := decideReplication(want, have.replication, &todo); d != "" {
+		conflicts = append(conflicts, d)
+	}
+	if len(conflicts) > 0 {
+		return work{}, refuse(ReasonConflict, "%s", strings.Join(conflicts, "; "))
+	}
+	return todo, nil
+}
+
+// fence refuses what would turn a primary, or a side that knows better, into a target.
+func fence(want wanted, existing *v1alpha1.Replication) error {
+	if existing == nil {
+		return nil
+	}
+	here := max(existing.Spec.Epoch, existing.Status.Epoch, 1)
+	switch epoch := max(want.Spec.Epoch, 1); {
+	case existing.Spec.Role == v1alpha1.RoleSource:
+		return refuse(ReasonIsSource, "replication %s is a source on cluster %s as well (epoch %d here, %d on cluster %s): set spec.role to target on the side that shall receive",
+			want.Key, want.here, here, epoch, want.caller)
+	case here > epoch:
+		return refuse(ReasonStaleEpoch, "replication %s: cluster %s is at epoch %d, cluster %s comes with epoch %d: it is no source any more",
+			want.Key, want.here, here, want.caller, epoch)
+	case !existing.DeletionTimestamp.IsZero():
+		return refuse(ReasonConflict, "replication %s is being deleted on cluster %s", want.Key, want.here)
+	}
+	return nil
+}
+
+func decideGroup(want wanted, existing *v1alpha1.PVCGroup, todo *work) string {
+	if existing == nil {
+		group := &v1alpha1.PVCGroup{Spec: want.Group}
+		group.Namespace, group.Name, group.Labels = want.Key.Namespace, want.Spec.PVCGroupName, managedLabels()
+		todo.create = append(todo.create, group)
+		return ""
+	}
+	here, there := describe(existing.Spec), describe(want.Group)
+	switch {
+	case here == there:
+		return ""
+	case existing.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat:
+		return (&DifferError{Object: fmt.Sprintf("PVCGroup %s/%s", existing.Namespace, existing.Name), Field: "spec",
+			HereCluster: want.here, Here: here, ThereCluster: want.caller, There: there, Do: "make them equal, or delete the one that is wrong"}).Error()
+	}
+	group := existing.DeepCopy()
+	group.Spec = want.Group
+	todo.update = append(todo.update, group)
+	return ""
+}
+
+// describe shows a group's members to a person and compares them.
+func describe(spec v1alpha1.PVCGroupSpec) string {
+	if spec.Selector != nil {
+		return "selector " + metav1.FormatLabelSelector(spec.Selector)
+	}
+	var names []string
+	for _, ref := range spec.PVCList {
+		names = append(names, ref.PVCName)
+	}
+	slices.Sort(names)
+	return "pvcList [" + strings.Join(names, " ") + "]"
+}
+
+// decideReplication creates the target, or lets it follow the source. What a person made keeps its rlinks: only the epoch
+// follows there. A Replication made by Lifeboat follows in everything but its role.
+func decideReplication(want wanted, existing *v1alpha1.Replication, todo *work) string {
+	if existing == nil {
+		replication := &v1alpha1.Replication{Spec: want.Spec}
+		replication.Namespace, replication.Name, replication.Labels = want.Key.Namespace, want.Key.Name, managedLabels()
+		todo.create = append(todo.create, replication)
+		return ""
+	}
+	if existing.Spec.PVCGroupName != want.Spec.PVCGroupName {
+		return (&DifferError{Object: fmt.Sprintf("Replication %s", want.Key), Field: "spec.pvcGroupName",
+			HereCluster: want.here, Here: existing.Spec.PVCGroupName, ThereCluster: want.caller, There: want.Spec.PVCGroupName,
+			Do: "delete the one that is wrong"}).Error()
+	}
+	if existing.Status.Role == v1alpha1.RoleSource {
+		todo.waiting = append(todo.waiting, fmt.Sprintf("replication %s is still becoming a target", want.Key.Name))
+	}
+	changed := existing.DeepCopy()
+	changed.Spec.Epoch = max(want.Spec.Epoch, existing.Spec.Epoch)
+	if existing.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat {
+		changed.Spec.Rlinks = want.Spec.Rlinks
+	}
+	if same, err := sameJSON(changed.Spec, existing.Spec); err != nil || !same {
+		todo.update = append(todo.update, changed)
+	}
+	return ""
+}
+
+func compareClaim(want wanted, claim Claim, existing *corev1.PersistentVolumeClaim) []string {
+	object := fmt.Sprintf("claim %s/%s", existing.Namespace, existing.Name)
+	differ := func(field, here, there, do string) string {
+		return (&DifferError{Object: object, Field: field, HereCluster: want.here, Here: here, ThereCluster: want.caller, There: there, Do: do}).Error()
+	}
+	var conflicts []string
+	if !existing.DeletionTimestamp.IsZero() {
+		conflicts = append(conflicts, fmt.Sprintf("%s is being deleted on cluster %s: wait until it is gone", object, want.here))
+	}
+	if existing.Status.Phase == corev1.ClaimLost {
+		conflicts = append(conflicts, fmt.Sprintf("%s has lost its volume on cluster %s: delete it, and it is made anew", object, want.here))
+	}
+	if here, field := claimSize(existing); here != claim.SizeBytes {
+		conflicts = append(conflicts, differ(field, bytesText(here), bytesText(claim.SizeBytes),
+			"a replica has exactly the source's size; delete the claim and it is made anew, or resize the smaller one"))
+	}
+	if here := modeOf(existing); here != claim.VolumeMode {
+		conflicts = append(conflicts, differ("spec.volumeMode", here, claim.VolumeMode, "delete the claim and it is made anew"))
+	}
+	return conflicts
+}
+
+// claimSize is the size of the volume once there is one, which may be larger than what was asked for.
+func claimSize(claim *corev1.PersistentVolumeClaim) (size int64, field string) {
+	if claim.Status.Phase == corev1.ClaimBound {
+		capacity := claim.Status.Capacity[corev1.ResourceStorage]
+		return capacity.Value(), "status.capacity.storage"
+	}
+	request := claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	return request.Value(), "spec.resources.requests.storage"
+}
+
+func bytesText(n int64) string {
+	return fmt.Sprintf("%s (%d bytes)", resource.NewQuantity(n, resource.BinarySI), n)
+}
+
+func modeOf(claim *corev1.PersistentVolumeClaim) string {
+	if claim.Spec.VolumeMode == nil {
+		return string(corev1.PersistentVolumeFilesystem)
+	}
+	return string(*claim.Spec.VolumeMode)
+}
+
+func waitFor(claim *corev1.PersistentVolumeClaim, classes []storagev1.StorageClass) string {
+	if claim.Status.Phase == corev1.ClaimBound {
+		return ""
+	}
+	return fmt.Sprintf("claim %s is not bound yet%s", claim.Name, bindsLate(claim.Spec.StorageClassName, classes))
+}
+
+// bindsLate tells when a claim's class waits for a pod.
+func bindsLate(class *string, classes []storagev1.StorageClass) string {
+	for _, c := range classes {
+		if class != nil && c.Name == *class && c.VolumeBindingMode != nil && *c.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer {
+			return fmt.Sprintf(" (its class %s binds when a pod first mounts it)", c.Name)
+		}
+	}
+	return ""
+}
+
+func newClaim(want wanted, claim Claim, classes []storagev1.StorageClass) (made *corev1.PersistentVolumeClaim, late string, err error) {
+	class, ok := chooseClass(claim.StorageClass, classes)
+	if !ok {
+		return nil, "", refuse(ReasonNoStorageClass, "claim %s/%s: cluster %s has no storage class %q and no default class: make one of that name, "+
+			"mark a class as default, or make the claim yourself", want.Key.Namespace, claim.Name, want.here, claim.StorageClass)
+	}
+	mode := corev1.PersistentVolumeMode(claim.VolumeMode)
+	made = &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: want.Key.Namespace, Name: claim.Name,
+			Labels: managedLabels(), Annotations: ownAnnotations(claim.Annotations),
+		},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class,
+			VolumeMode:       &mode,
+			AccessModes:      accessModes(claim.AccessModes),
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+				corev1.ResourceStorage: *resource.NewQuantity(claim.SizeBytes, resource.BinarySI),
+			}},
+		},
+	}
+	for k, v := range claim.Labels {
+		// The application's own labels win, also over ours: its tools look for them.
+		made.Labels[k] = v
+	}
+	return made, bindsLate(&class, classes), nil
+}
+
+// chooseClass takes the class of the same name, else the default one, the newest if there are several.
+func chooseClass(name string, classes []storagev1.StorageClass) (string, bool) {
+	var preferred *storagev1.StorageClass
+	for i, c := range classes {
+		if c.Name == name {
+			return name, true
+		}
+		isDefault := c.Annotations[annotationDefaultClass] == "true"
+		if isDefault && (preferred == nil || preferred.CreationTimestamp.Before(&c.CreationTimestamp)) {
+			preferred = &classes[i]
+		}
+	}
+	if preferred == nil {
+		return "", false
+	}
+	return preferred.Name, true
+}
+
+func accessModes(modes []string) []corev1.PersistentVolumeAccessMode {
+	if len(modes) == 0 {
+		return []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	}
+	var out []corev1.PersistentVolumeAccessMode
+	for _, m := range modes {
+		out = append(out, corev1.PersistentVolumeAccessMode(m))
+	}
+	return out
+}
+
+// ownAnnotations drops what belongs to the source's cluster: how its claim was bound and provisioned.
+func ownAnnotations(annotations map[string]string) map[string]string {
+	own := map[string]string{}
+	for k, v := range annotations {
+		prefix, _, _ := strings.Cut(k, "/")
+		switch prefix {
+		case "pv.kubernetes.io", "volume.kubernetes.io", "volume.beta.kubernetes.io", "kubectl.kubernetes.io":
+		default:
+			own[k] = v
+		}
+	}
+	return own
+}
+
+// do writes. Someone who was faster is not an error of theirs or ours: the next call looks again.
+func (s *Server) do(ctx context.Context, want wanted, todo work) error {
+	if len(todo.create) > 0 {
+		if err := s.ensureNamespace(ctx, want.Key.Namespace); err != nil {
+			return err
+		}
+	}
+	for _, object := range todo.create {
+		if err := s.Client.Create(ctx, object); err != nil {
+			return fmt.Errorf("create %T %s: %w", object, client.ObjectKeyFromObject(object), err)
+		}
+	}
+	for _, object := range todo.update {
+		// An update carries the resource version that was judged; what changed since is a conflict.
+		if err := s.Client.Update(ctx, object); err != nil {
+			return fmt.Errorf("update %T %s: %w", object, client.ObjectKeyFromObject(object), err)
+		}
+	}
+	return nil
+}
+
+// ensureNamespace makes the namespace if it is missing. The caller has been admitted to it.
+func (s *Server) ensureNamespace(ctx context.Context, name string) error {
+	var namespace corev1.Namespace
+	err := s.Client.Get(ctx, client.ObjectKey{Name: name}, &namespace)
+	switch {
+	case apierrors.IsNotFound(err):
+		namespace.Name, namespace.Labels = name, managedLabels()
+		if err := s.Client.Create(ctx, &namespace); err != nil && !apierrors.IsAlreadyExists(err) {
+			return fmt.Errorf("create namespace %s: %w", name, err)
+		}
+		return nil
+	case err != nil:
+		return fmt.Errorf("read namespace %s: %w", name, err)
+	case !namespace.DeletionTimestamp.IsZero():
+		return refuse(ReasonConflict, "namespace %s is being deleted on cluster %s: wait until it is gone", name, s.Cluster)
+	}
+	return nil
+}
