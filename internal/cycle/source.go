@@ -65,6 +65,8 @@ type Peer struct {
 	Recovery Recovery
 	// Prepared is what the peer last said about preparing; empty when it was not asked or is content.
 	Prepared string
+	// Declined is set when the peer last refused to prepare.
+	Declined *Problem
 	// PrepareDue is true when it may be asked to prepare (again).
 	PrepareDue bool
 }
@@ -280,6 +282,8 @@ func peerFirst(s Source) (d Decision, ok bool) {
 		case p.PrepareDue:
 			return Decision{Step: PreparePeer, Phase: Preparing, Reason: ReasonPeerPreparing, Poll: Quick,
 				Message: fmt.Sprintf("asking cluster %s to prepare the replica", p.Name)}, false
+		case p.Declined != nil:
+			return wait(Failed, p.Declined.Reason, p.Declined.Message, Patient), false
 		case p.Prepared != "":
 			return wait(Preparing, ReasonPeerPreparing, fmt.Sprintf("cluster %s prepares the replica: %s", p.Name, p.Prepared), Steady), false
 		}
@@ -295,8 +299,7 @@ func peerFirst(s Source) (d Decision, ok bool) {
 	case p.Stand.Role != v1alpha1.RoleTarget:
 		return soon(ReasonPeerIsSource, fmt.Sprintf("the Replication in cluster %s has role source too; set it to target on the side whose application is stopped", p.Name))
 	case p.Stand.Epoch < s.Wanted.Epoch:
-		return soon(ReasonPeerEpochBehind, fmt.Sprintf("the Replication in cluster %s is in epoch %d, this side in epoch %d; its plan, or you, must set spec.epoch to %d there",
-			p.Name, p.Stand.Epoch, s.Wanted.Epoch, s.Wanted.Epoch))
+		return prepare(ReasonPeerEpochBehind, fmt.Sprintf("its Replication is in epoch %d, this side in epoch %d", p.Stand.Epoch, s.Wanted.Epoch))
 	case !p.Members:
 		return prepare(ReasonMembersDiffer, fmt.Sprintf("the group in cluster %s has other members than this one", p.Name))
 	case p.InForce != p.Stand, !p.ReceiverReady:
@@ -332,7 +335,7 @@ func finished(s Source) bool {
 	if s.Recovery.Point == "" || s.Recovery.Epoch != s.Wanted.Epoch {
 		return true
 	}
-	if !s.Peer.Recovery.Time.Before(s.Recovery.Time) {
+	if s.Peer.Recovery.Point == s.Recovery.Point || s.Peer.Recovery.Time.After(s.Recovery.Time) {
 		return true
 	}
 	return s.Last != nil && s.Now.Sub(s.Last.FinishedAt) > PeerMemory
