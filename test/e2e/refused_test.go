@@ -40,7 +40,7 @@ func TestMigrateWhileThePeerIsDownWaits(t *testing.T) {
 	must(t, setPrimary(t, s, s.Home, s.Home.Name))
 	until(t, time.Minute, "the plan forgets the move", func() (bool, string) {
 		p := plan(t, s, s.Home)
-		return p.Status.Operation == nil && p.Status.Phase == "Protected" || p.Status.Phase == "NotReady", p.Status.Phase + " " + p.Status.Message
+		return p.Status.Operation == nil && p.Status.Step == "", p.Status.Phase + " " + p.Status.Message
 	})
 	clusters(t, "restart", s.Away.Name)
 	restarted = true
