@@ -60,8 +60,8 @@ func newNodeOn(t *testing.T, kind filesystem.Kind, size int64) *node {
 	return n
 }
 
-func (n *node) poolDir() string             { return filepath.Join(n.dir, "pool") }
-func (n *node) path(elem ...string) string  { return filepath.Join(append([]string{n.dir}, elem...)...) }
+func (n *node) poolDir() string              { return filepath.Join(n.dir, "pool") }
+func (n *node) path(elem ...string) string   { return filepath.Join(append([]string{n.dir}, elem...)...) }
 func (n *node) staging(volume string) string { return n.path("staging", volume) }
 
 func (n *node) start() {

@@ -3,6 +3,7 @@ package localcsi
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -131,14 +132,9 @@ func (d *Driver) stageFileSystem(ctx context.Context, v pool.Volume, t target) e
 	if err != nil {
 		return err
 	}
-	claimed, err := device.Claimed()
-	if err != nil {
-		return err
-	}
-	if !claimed {
-		if err := filesystem.Check(ctx, device.Path(), found.Kind); err != nil {
-			return refuse(codes.Internal, "the file system of volume %s has errors that are not safe to repair unasked: %v", t.id, err)
-		}
+	wanted := found.Size < v.Size&^4095 && !t.wish.readOnly && !mount.Options(t.wish.options).Has("ro")
+	if err := checkUnmounted(ctx, device, found.Kind, wanted); err != nil {
+		return refuse(codes.Internal, "the file system of volume %s has errors that are not safe to repair unasked: %v", t.id, err)
 	}
 	if err := os.MkdirAll(t.path, 0o750); err != nil {
 		return err
@@ -151,10 +147,53 @@ func (d *Driver) stageFileSystem(ctx context.Context, v pool.Volume, t target) e
 	if err := device.SetAutoClear(true); err != nil {
 		return err
 	}
-	if t.wish.readOnly || mount.Options(t.wish.options).Has("ro") || found.Size >= v.Size&^4095 {
+	if !wanted {
 		return nil
 	}
-	return filesystem.Grow(ctx, device.Path(), t.path, found.Kind)
+	return growMounted(ctx, t.id, device.Path(), t.path, found.Kind)
+}
+
+// checkUnmounted repairs what a crash left in a file system before it is mounted, and grows it now if that will
+// not be possible later. A file system that is mounted elsewhere already is left alone.
+func checkUnmounted(ctx context.Context, device *loop.Device, kind filesystem.Kind, grow bool) error {
+	claimed, err := device.Claimed()
+	if err != nil || claimed {
+		return err
+	}
+	if err := filesystem.Check(ctx, device.Path(), kind); err != nil {
+		return err
+	}
+	later, err := filesystem.GrowsMounted(kind)
+	if err != nil || later || !grow {
+		return err
+	}
+	return filesystem.GrowUnmounted(ctx, device.Path())
+}
+
+// growMounted grows a mounted file system to its device's size, if it is smaller.
+func growMounted(ctx context.Context, id, device, point string, kind filesystem.Kind) error {
+	able, err := filesystem.GrowsMounted(kind)
+	if err != nil {
+		return err
+	}
+	if able {
+		return filesystem.Grow(ctx, device, point, kind)
+	}
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	found, err := filesystem.Probe(f)
+	if err != nil {
+		return err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil || found.Size >= size&^4095 {
+		return err
+	}
+	return refuse(codes.FailedPrecondition,
+		"volume %s: the driver has not the capability SYS_RESOURCE, without which a mounted ext4 does not grow; it grows when its pods have ended and one starts again", id)
 }
 
 // mountOptions adds what this driver's volumes need: copies of an XFS volume have its UUID, and what is deleted
@@ -518,7 +557,7 @@ func (d *Driver) NodeExpandVolume(ctx context.Context, req *csi.NodeExpandVolume
 		return nil, refuse(codes.NotFound, "volume %s is not at %s", id, path)
 	}
 	if !u.isNode(e) && !e.FileSystemReadOnly() {
-		if err := filesystem.Grow(ctx, u.device(false).Path(), e.Point, filesystem.Kind(e.Type)); err != nil {
+		if err := growMounted(ctx, id, u.device(false).Path(), e.Point, filesystem.Kind(e.Type)); err != nil {
 			return nil, err
 		}
 	}

@@ -26,7 +26,7 @@ func TestSanity(t *testing.T) {
 		ginkgo.Describe(kind+" volumes", func() { sanity.GinkgoTest(config(kind)) })
 	}
 	suite, reporter := ginkgo.GinkgoConfiguration()
-	reporter.Succinct = !testing.Verbose()
+	reporter.Succinct, reporter.NoColor = !testing.Verbose(), true
 	ginkgo.RunSpecs(t, "csi-sanity", suite, reporter)
 	n.nothingAttached()
 	left, err := os.ReadDir(n.path("pool", "mnt", "volumes"))

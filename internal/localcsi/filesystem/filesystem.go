@@ -148,6 +148,31 @@ func Check(ctx context.Context, device string, k Kind) error {
 	return err
 }
 
+// GrowsMounted tells whether this process may grow a mounted file system of kind k. For ext4 the kernel wants
+// CAP_SYS_RESOURCE, which root lacks in some sandboxes.
+func GrowsMounted(k Kind) (bool, error) {
+	if k != Ext4 {
+		return true, nil
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false, fmt.Errorf("read this process's capabilities: %w", err)
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0, nil
+}
+
+// GrowUnmounted makes an ext4 file system that is not mounted as large as its device. It checks the whole file
+// system first, which takes time where there are many files.
+func GrowUnmounted(ctx context.Context, device string) error {
+	err := run(ctx, "e2fsck", "-f", "-p", device)
+	var exit *exec.ExitError
+	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 1) {
+		return err
+	}
+	return run(ctx, "resize2fs", device)
+}
+
 // Grow makes the mounted file system as large as its device.
 func Grow(ctx context.Context, device, point string, k Kind) error {
 	switch k {

@@ -65,8 +65,8 @@ func Parse(r io.Reader) (Table, error) {
 	return t, nil
 }
 
-//	36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
-//	id parent dev root point options optional... - type source super
+// 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+// id parent dev root point options optional... - type source super
 func parseLine(line string) (Entry, error) {
 	left, right, ok := strings.Cut(line, " - ")
 	l, r := strings.Fields(left), strings.Fields(right)
