@@ -2,6 +2,7 @@ package localcsi
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -10,7 +11,7 @@ import (
 )
 
 func TestTheKubeletLearnsWhereTheDriverIs(t *testing.T) {
-	dir := t.TempDir()
+	dir := socketDir(t)
 	ctx, end := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- register(ctx, dir, "/plugins/csi.sock") }()
@@ -31,7 +32,7 @@ func TestTheKubeletLearnsWhereTheDriverIs(t *testing.T) {
 }
 
 func TestARefusalOfTheKubeletEndsTheDriver(t *testing.T) {
-	dir := t.TempDir()
+	dir := socketDir(t)
 	done := make(chan error, 1)
 	go func() { done <- register(t.Context(), dir, "/plugins/csi.sock") }()
 	socket := filepath.Join(dir, Name+"-reg.sock")
@@ -43,6 +44,15 @@ func TestARefusalOfTheKubeletEndsTheDriver(t *testing.T) {
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "another driver has this name") {
 		t.Errorf("the driver ended with: %v", err)
 	}
+}
+
+// socketDir returns a folder with a short name: the path of a Unix socket has at most 107 bytes.
+func socketDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "reg-")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func socketThere(path string) error {
