@@ -1,0 +1,45 @@
+package clusterpair
+
+import (
+	corev1 "k8s.io/api/core/v1"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/link"
+)
+
+// defaultTolerance is the API's default, for objects that were stored before there was one.
+const defaultTolerance = 5
+
+func (r *Reconciler) act(pair *v1alpha1.ClusterPair, s seen) error {
+	if s.reason != "" {
+		r.Links.SetBroken(pair.Name, pair.Spec.PeerCluster, s.reason, s.message)
+		return nil
+	}
+	tolerance := pair.Spec.HeartbeatMissTolerance
+	if tolerance == 0 {
+		tolerance = defaultTolerance
+	}
+	return r.Links.Set(pair.Name, link.Endpoint{
+		PeerCluster: pair.Spec.PeerCluster,
+		Address:     pair.Spec.GatewayAddress,
+		CAPEM:       string(s.caPEM),
+	}, tolerance)
+}
+
+// tell makes an event of a link that changed.
+func (r *Reconciler) tell(before, now *v1alpha1.ClusterPair) {
+	if r.Events == nil || before.Status.LinkState == now.Status.LinkState {
+		return
+	}
+	kind := corev1.EventTypeNormal
+	if now.Status.LinkState == v1alpha1.LinkLost || now.Status.LinkState == v1alpha1.LinkRefused {
+		kind = corev1.EventTypeWarning
+	}
+	message := string(now.Status.LinkState)
+	for _, c := range now.Status.Conditions {
+		if c.Type == v1alpha1.ConditionConnected {
+			message = c.Message
+		}
+	}
+	r.Events.Eventf(now, nil, kind, "Link"+string(now.Status.LinkState), "Heartbeat", "%s", message)
+}
