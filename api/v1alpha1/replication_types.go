@@ -155,6 +155,9 @@ type SessionStatus struct {
 	// triggerNow is the value of spec.triggerNow that this session answers.
 	// +optional
 	TriggerNow string `json:"triggerNow,omitempty"`
+	// claims are the members this session carries, whatever becomes of the group meanwhile.
+	// +optional
+	Claims []string `json:"claims,omitempty"`
 	// epoch the session runs in.
 	Epoch int64 `json:"epoch"`
 	// startedAt is when it was decided on.

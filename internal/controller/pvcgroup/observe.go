@@ -1,0 +1,27 @@
+package pvcgroup
+
+import (
+	"context"
+	"errors"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/snapshot"
+)
+
+// seen is a group's claims as they were read, and what is wrong with them.
+type seen struct {
+	members []snapshot.Member
+	fault   *snapshot.Fault
+}
+
+func (r *Reconciler) observe(ctx context.Context, group *v1alpha1.PVCGroup) (seen, error) {
+	members, err := snapshot.Members(ctx, r.Live, group)
+	var selector *snapshot.SelectorError
+	switch {
+	case errors.As(err, &selector):
+		return seen{fault: &snapshot.Fault{Reason: snapshot.FaultSelector, Message: err.Error()}}, nil
+	case err != nil:
+		return seen{}, err
+	}
+	return seen{members: members, fault: snapshot.Check(group, members, true)}, nil
+}
