@@ -1,0 +1,338 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"lifeboat.dev/lifeboat/internal/mover/digest"
+	"lifeboat.dev/lifeboat/internal/mover/session"
+	"lifeboat.dev/lifeboat/internal/mover/spool"
+	"lifeboat.dev/lifeboat/internal/mover/volume"
+	"lifeboat.dev/lifeboat/internal/mover/wire"
+)
+
+// commit makes the delta's instant the recovery point and applies it.
+func (t *Target) commit(ctx context.Context) error {
+	t.meter.phase(PhaseCommitting, "")
+	if err := t.spool.Commit(); err != nil {
+		return classify("spool "+t.cfg.Spool, err)
+	}
+	t.note()
+	t.meter.phase(PhaseApplying, "")
+	err := t.apply(ctx)
+	t.note()
+	return err
+}
+
+// redo applies a committed delta that was interrupted. A log that is damaged on disk cannot be applied whole: then
+// there is no recovery point any more, and the state says so, until a source brings one.
+func (t *Target) redo(ctx context.Context) error {
+	if !t.spool.Pending() {
+		return nil
+	}
+	t.meter.phase(PhaseRedoing, "")
+	err := t.apply(ctx)
+	var damaged *spool.Damaged
+	var wrong *session.Integrity
+	if errors.As(err, &damaged) || errors.As(err, &wrong) {
+		t.parts.Log.Error("recovery point lost: its delta is damaged in the spool", "error", err.Error())
+		t.meter.phase(PhaseRedoing, "the committed recovery point is lost, its delta is damaged in the spool: "+err.Error())
+		err = t.spool.Abandon()
+	}
+	t.note()
+	return err
+}
+
+// apply brings the committed delta onto the replicas and into the digest maps. Doing it again, from the beginning,
+// after a crash at any point gives the same: that is why nothing of it is recorded before all of it is durable.
+func (t *Target) apply(ctx context.Context) error {
+	d := t.spool.State().Delta
+	a := &application{target: t, delta: d}
+	check, err := newUnpacker()
+	if err != nil {
+		return err
+	}
+	a.check = check
+	memory := rawBuffers.Get().(*[]byte)
+	defer rawBuffers.Put(memory)
+	a.buf = *memory
+	if a.index, err = t.indexes(d.Members); err != nil {
+		return err
+	}
+	a.maps = t.mapsToUpdate(d)
+	defer a.maps.close()
+	err = t.spool.Replay(func(m wire.Message) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return a.record(m)
+	})
+	if err != nil {
+		return err
+	}
+	for _, v := range a.index {
+		if err := t.parts.Volumes[v].Sync(); err != nil {
+			return t.volumeError(v, err)
+		}
+	}
+	return classify("spool "+t.cfg.Spool, t.spool.Finish(a.maps.refs(t.parts.Log)))
+}
+
+// indexes finds the volumes of a delta by name.
+func (t *Target) indexes(members []wire.Member) ([]int, error) {
+	out := make([]int, len(members))
+	for i, m := range members {
+		v := slices.Index(t.members, m)
+		if v < 0 {
+			return nil, &ConfigError{
+				Field: "volumes", Found: "without " + m.Name,
+				Want: fmt.Sprintf("a committed recovery point waits to be applied to volume %s of %d bytes: name it until that is done", m.Name, m.Size),
+			}
+		}
+		out[i] = v
+	}
+	return out, nil
+}
+
+// application is one run over a delta's log.
+type application struct {
+	target *Target
+	delta  *spool.Delta
+	index  []int // volumes of the delta -> of the target
+	maps   maps  // by volume of the delta
+	check  *unpacker
+	buf    []byte
+	dirty  bool // the segment at hand has records
+	done   int64
+}
+
+func (a *application) record(m wire.Message) error {
+	t := a.target
+	switch m := m.(type) {
+	case wire.Data:
+		if !a.delta.Direct {
+			raw, err := a.check.unpack(m, a.buf)
+			if err != nil {
+				return err
+			}
+			v := a.index[m.Volume]
+			if _, err := t.parts.Volumes[v].WriteAt(raw, m.Offset); err != nil {
+				return t.volumeError(v, err)
+			}
+		}
+		a.maps.update(m.Volume, m.Offset, m.Digests)
+		a.dirty = true
+	case wire.Hole:
+		if !a.delta.Direct {
+			v := a.index[m.Volume]
+			if err := t.parts.Volumes[v].Zero(m.Offset, m.Length); err != nil {
+				return t.volumeError(v, err)
+			}
+		}
+		a.maps.update(m.Volume, m.Offset, make([]digest.Digest, (m.Length+digest.BlockSize-1)/digest.BlockSize))
+		a.dirty = true
+	case wire.SegmentEnd:
+		if a.dirty {
+			a.maps.seal(m.Volume, m.Segment)
+		}
+		a.dirty = false
+		a.done += digest.Geometry{Size: a.delta.Members[m.Volume].Size}.SegmentLen(m.Segment)
+		total := t.meter.read().BytesTotal
+		t.meter.progress(min(a.done, total), total)
+	}
+	return nil
+}
+
+// maps are the digest maps of a group, open. A map that cannot be read or written is given up: it is built again from
+// the replica when it is needed, and nothing else depends on it.
+type maps []*openMap
+
+type openMap struct {
+	name string // of the volume
+	size int64
+	ref  string // of the file
+	file spool.File
+	m    *digest.Map
+	err  error
+}
+
+func (ms maps) close() {
+	for _, o := range ms {
+		if o.file != nil {
+			_ = o.file.Close()
+		}
+	}
+}
+
+func (ms maps) blocks(v, s int) ([]digest.Digest, error) { return ms[v].m.Blocks(s) }
+
+func (ms maps) update(v int, at int64, digests []digest.Digest) {
+	if o := ms[v]; o.err == nil {
+		o.err = o.m.Update(at, digests)
+	}
+}
+
+func (ms maps) seal(v, s int) {
+	if o := ms[v]; o.err == nil {
+		o.err = o.m.Seal(s)
+	}
+}
+
+// refs makes the maps durable and describes those that are whole.
+func (ms maps) refs(log logger) map[string]spool.MapRef {
+	out := map[string]spool.MapRef{}
+	for _, o := range ms {
+		if o.err == nil {
+			o.err = o.m.Sync()
+		}
+		var ref spool.MapRef
+		if o.err == nil {
+			ref, o.err = spool.Ref(o.ref, o.m, o.size)
+		}
+		if o.err != nil {
+			log.Warn("digest map given up, it will be built again from the replica", "volume", o.name, "error", o.err.Error())
+			continue
+		}
+		out[o.name] = ref
+	}
+	return out
+}
+
+type logger interface{ Warn(string, ...any) }
+
+// mapsToUpdate opens the maps a delta updates; a full copy makes them new.
+func (t *Target) mapsToUpdate(d *spool.Delta) maps {
+	out := make(maps, len(d.Members))
+	for v, member := range d.Members {
+		o := &openMap{name: member.Name, size: member.Size}
+		out[v] = o
+		if d.Tier == wire.TierFull {
+			o.create(t.spool)
+			continue
+		}
+		ref, ok := t.spool.State().Maps[member.Name]
+		if !ok {
+			o.err = errors.New("there is none")
+			continue
+		}
+		o.open(t.spool, ref)
+	}
+	return out
+}
+
+func (o *openMap) create(s *spool.Spool) {
+	if o.ref, o.file, o.err = s.CreateMapFile(); o.err == nil {
+		o.m, o.err = digest.CreateMap(o.file, digest.Geometry{Size: o.size})
+	}
+}
+
+func (o *openMap) open(s *spool.Spool, ref spool.MapRef) {
+	o.ref = ref.File
+	if ref.Size != o.size {
+		o.err = fmt.Errorf("it is of %d bytes, the volume has %d", ref.Size, o.size)
+		return
+	}
+	if o.file, o.err = s.OpenMapFile(ref.File); o.err == nil {
+		o.m, o.err = digest.OpenMap(o.file, digest.Geometry{Size: o.size})
+	}
+}
+
+// openMaps opens the maps that describe the replicas, building those that are missing or damaged from the replicas'
+// bytes. It also returns their segment digests.
+func (t *Target) openMaps(ctx context.Context) (maps, [][]digest.Digest, error) {
+	out := make(maps, len(t.members))
+	expect := make([][]digest.Digest, len(t.members))
+	refs := map[string]spool.MapRef{}
+	built := false
+	for v, member := range t.members {
+		o := &openMap{name: member.Name, size: member.Size}
+		out[v] = o
+		ref, known := t.spool.State().Maps[member.Name]
+		if known {
+			o.open(t.spool, ref)
+			if o.err == nil {
+				expect[v], o.err = o.m.Segments()
+			}
+			if o.err == nil && digest.Root(expect[v]).String() == ref.Root {
+				refs[member.Name] = ref
+				continue
+			}
+			t.parts.Log.Warn("digest map is damaged, it is built again from the replica", "volume", member.Name)
+			if o.file != nil {
+				_ = o.file.Close()
+			}
+			*o = openMap{name: member.Name, size: member.Size}
+		}
+		built = true
+		var err error
+		if refs[member.Name], expect[v], err = t.build(ctx, v, o); err != nil {
+			out[:v+1].close()
+			return nil, nil, err
+		}
+	}
+	if built {
+		if err := t.spool.SetMaps(refs); err != nil {
+			out.close()
+			return nil, nil, classify("spool "+t.cfg.Spool, err)
+		}
+	}
+	return out, expect, nil
+}
+
+// build reads a replica and makes its digest map.
+func (t *Target) build(ctx context.Context, v int, o *openMap) (spool.MapRef, []digest.Digest, error) {
+	t.meter.phase(PhaseReconciling, "reads replica "+o.name+" to learn what it holds")
+	o.create(t.spool)
+	if o.err != nil {
+		return spool.MapRef{}, nil, classify("spool "+t.cfg.Spool, o.err)
+	}
+	err := digestVolume(ctx, t.parts.Volumes[v], o.name, func(s int, blocks []digest.Digest, done int64) error {
+		t.meter.progress(done, o.size)
+		return o.m.SetSegment(s, blocks)
+	})
+	if err != nil {
+		return spool.MapRef{}, nil, classify("spool "+t.cfg.Spool, err)
+	}
+	if err := o.m.Sync(); err != nil {
+		return spool.MapRef{}, nil, classify("spool "+t.cfg.Spool, err)
+	}
+	expect, err := o.m.Segments()
+	if err != nil {
+		return spool.MapRef{}, nil, classify("spool "+t.cfg.Spool, err)
+	}
+	ref, err := spool.Ref(o.ref, o.m, o.size)
+	return ref, expect, err
+}
+
+// digestVolume digests all segments of a volume with several readers; visit is called for one at a time.
+func digestVolume(ctx context.Context, v volume.Reader, name string, visit func(s int, blocks []digest.Digest, done int64) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	geo := digest.Geometry{Size: v.Size()}
+	var next, read atomic.Int64
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range min(workers(), geo.Segments()) {
+		wg.Go(func() {
+			buf := volume.Buffer(readSize)
+			for s := int(next.Add(1)) - 1; s < geo.Segments(); s = int(next.Add(1)) - 1 {
+				blocks, err := digestSegment(ctx, v, name, s, buf, &read)
+				if err == nil {
+					mu.Lock()
+					err = visit(s, blocks, read.Load())
+					mu.Unlock()
+				}
+				if err != nil {
+					cancel(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}

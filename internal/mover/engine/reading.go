@@ -1,0 +1,227 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"io"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"lifeboat.dev/lifeboat/internal/mover/digest"
+	"lifeboat.dev/lifeboat/internal/mover/session"
+	"lifeboat.dev/lifeboat/internal/mover/volume"
+	"lifeboat.dev/lifeboat/internal/mover/wire"
+)
+
+const (
+	// readSize is how much is read at a time: direct I/O reaches the disk's rate from 1 MiB on.
+	readSize = wire.MaxRecord
+	// buffers is how many reads of a source may be between the disk and the wire. It bounds memory: two times
+	// readSize each, for the bytes and their packed form.
+	buffers = 16
+)
+
+// workers is how many goroutines read and digest: some wait for the disk while others compute.
+func workers() int { return max(2, min(8, 2*runtime.GOMAXPROCS(0))) }
+
+// readFull reads p whole.
+func readFull(v volume.Reader, name string, p []byte, off int64) error {
+	n, err := v.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return &VolumeError{Object: "volume " + name, Err: err}
+}
+
+// digestSegment reads a segment and digests its blocks. buf holds readSize bytes.
+func digestSegment(ctx context.Context, v volume.Reader, name string, s int, buf []byte, read *atomic.Int64) ([]digest.Digest, error) {
+	geo := digest.Geometry{Size: v.Size()}
+	at, end := geo.SegmentStart(s), geo.SegmentStart(s)+geo.SegmentLen(s)
+	out := make([]digest.Digest, 0, geo.SegmentBlocks(s))
+	for at < end {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		p := buf[:min(readSize, end-at)]
+		if err := readFull(v, name, p, at); err != nil {
+			return nil, err
+		}
+		read.Add(int64(len(p)))
+		out = append(out, digest.Blocks(p)...)
+		at += int64(len(p))
+	}
+	return out, nil
+}
+
+// buffer is the memory of one read on its way to the wire.
+type buffer struct{ raw, packed []byte }
+
+// extractor reads a source's volumes for a session. Scans run side by side; reads too, but their results come in the
+// order they were asked for.
+type extractor struct {
+	volumes []volume.Reader
+	names   []string
+	pack    *packer
+	read    *atomic.Int64
+
+	scans   chan session.Scan
+	reads   chan session.Read
+	order   chan chan readResult
+	free    chan *buffer
+	results chan eventOrError
+
+	mu   sync.Mutex
+	held map[uint64]*buffer // by the read that filled it, until its last record is written
+	wg   sync.WaitGroup
+}
+
+type eventOrError struct {
+	event session.Event
+	err   error
+}
+
+type readResult struct {
+	done session.ReadDone
+	err  error
+}
+
+// newExtractor starts the goroutines; they end when ctx does, see wait. The channels hold as much as a session may ask
+// for before it takes a result, so asking never blocks.
+func newExtractor(ctx context.Context, volumes []volume.Reader, names []string, pack *packer, read *atomic.Int64) *extractor {
+	x := &extractor{
+		volumes: volumes, names: names, pack: pack, read: read,
+		scans: make(chan session.Scan, session.Lookahead), reads: make(chan session.Read, maxReads),
+		order: make(chan chan readResult, buffers), free: make(chan *buffer, buffers),
+		results: make(chan eventOrError), held: map[uint64]*buffer{},
+	}
+	for range buffers {
+		x.free <- &buffer{}
+	}
+	for range workers() {
+		x.wg.Go(func() { x.scan(ctx) })
+	}
+	x.wg.Go(func() { x.dispatch(ctx) })
+	x.wg.Go(func() { x.collect(ctx) })
+	return x
+}
+
+// maxReads is how many reads a window allows: each is at least a block, but for the last of a volume.
+const maxReads = 2*session.Window/digest.BlockSize + wire.MaxVolumes
+
+func (x *extractor) wait() { x.wg.Wait() }
+
+func (x *extractor) scan(ctx context.Context) {
+	var buf []byte
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-x.scans:
+			if buf == nil {
+				buf = volume.Buffer(readSize)
+			}
+			digests, err := digestSegment(ctx, x.volumes[s.Volume], x.names[s.Volume], s.Segment, buf, x.read)
+			x.deliver(ctx, session.Scanned{Volume: s.Volume, Segment: s.Segment, Digests: digests}, err)
+		}
+	}
+}
+
+func (x *extractor) deliver(ctx context.Context, e session.Event, err error) {
+	select {
+	case x.results <- eventOrError{e, err}:
+	case <-ctx.Done():
+	}
+}
+
+// dispatch gives each read its buffer in the order they were asked for: the one that is waited for always has one.
+func (x *extractor) dispatch(ctx context.Context) {
+	slots := make(chan struct{}, workers())
+	for {
+		var r session.Read
+		var b *buffer
+		select {
+		case r = <-x.reads:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case b = <-x.free:
+		case <-ctx.Done():
+			return
+		}
+		done := make(chan readResult, 1)
+		select {
+		case x.order <- done:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		x.wg.Go(func() {
+			done <- x.readOne(r, b)
+			<-slots
+		})
+	}
+}
+
+func (x *extractor) readOne(r session.Read, b *buffer) readResult {
+	if b.raw == nil {
+		b.raw, b.packed = volume.Buffer(readSize), make([]byte, 0, readSize)
+	}
+	p := b.raw[:r.Length]
+	if err := readFull(x.volumes[r.Volume], x.names[r.Volume], p, r.Offset); err != nil {
+		return readResult{err: err}
+	}
+	x.read.Add(int64(r.Length))
+	done := session.ReadDone{Seq: r.Seq, Digests: digest.Blocks(p)}
+	done.Records = session.Records(r.Volume, r.Offset, p, done.Digests)
+	packed, holds := b.packed[:0], false
+	for i, m := range done.Records {
+		if d, ok := m.(wire.Data); ok {
+			d, packed = x.pack.pack(d, packed)
+			done.Records[i], holds = d, true
+		}
+	}
+	if !holds {
+		x.free <- b // never blocks: there is room for all
+		return readResult{done: done}
+	}
+	x.mu.Lock()
+	x.held[r.Seq] = b
+	x.mu.Unlock()
+	return readResult{done: done}
+}
+
+func (x *extractor) collect(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case done := <-x.order:
+			select {
+			case r := <-done:
+				x.deliver(ctx, r.done, r.err)
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// release gives a read's buffer back.
+func (x *extractor) release(seq uint64) {
+	x.mu.Lock()
+	b := x.held[seq]
+	delete(x.held, seq)
+	x.mu.Unlock()
+	if b != nil {
+		x.free <- b
+	}
+}

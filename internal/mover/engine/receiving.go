@@ -1,0 +1,394 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"lifeboat.dev/lifeboat/internal/mover/digest"
+	"lifeboat.dev/lifeboat/internal/mover/session"
+	"lifeboat.dev/lifeboat/internal/mover/spool"
+	"lifeboat.dev/lifeboat/internal/mover/transport"
+	"lifeboat.dev/lifeboat/internal/mover/wire"
+)
+
+// receiver serves one connection.
+type receiver struct {
+	target *Target
+	link   *pipe
+	check  *unpacker
+	log    *slog.Logger
+
+	process  context.Context // of the whole target: a commit outlives its connection
+	hello    wire.Hello
+	delta    *spool.Delta
+	maps     maps
+	farewell bool // the source has been sent something it must read before the connection ends
+}
+
+// result is what became of a Data's bytes: proven, and unpacked for a replica.
+type result struct {
+	raw    []byte
+	memory *[]byte
+	err    error
+}
+
+func (r *result) release() {
+	if r.memory != nil {
+		rawBuffers.Put(r.memory)
+		r.memory = nil
+	}
+}
+
+// prepare unpacks and proves a Data while the ones before it are being stored.
+func (r *receiver) prepare(f transport.Frame) <-chan result {
+	m, ok := f.Message.(wire.Data)
+	if !ok {
+		return nil
+	}
+	done := make(chan result, 1)
+	go func() {
+		memory := rawBuffers.Get().(*[]byte)
+		raw, err := r.check.unpack(m, *memory)
+		done <- result{raw: raw, memory: memory, err: err}
+	}()
+	return done
+}
+
+// serve runs the session of this connection to its end.
+func (r *receiver) serve(ctx context.Context) error {
+	defer func() { r.maps.close() }()
+	hello, err := r.awaitHello(ctx)
+	if err != nil {
+		return err
+	}
+	r.hello = hello
+	t := r.target
+	// A stale source is turned away before it can disturb the session that runs.
+	if refusal := session.Refuse(t.hold(), hello); refusal != nil {
+		return r.refuse(refusal)
+	}
+	ctx, evict := context.WithCancelCause(ctx)
+	defer evict(nil)
+	quiet := r.pulse(ctx)
+	err = t.take(ctx, evict)
+	if err != nil {
+		quiet()
+		return r.fail(err)
+	}
+	defer func() { <-t.turn }()
+	core, refusal, err := r.open(ctx)
+	quiet()
+	if refusal != nil {
+		return r.refuse(refusal)
+	}
+	if err == nil && core != nil {
+		err = r.receive(ctx, core)
+	}
+	if err != nil {
+		return r.fail(err)
+	}
+	r.farewell = true
+	t.meter.phase(PhaseIdle, "")
+	return nil
+}
+
+func (r *receiver) awaitHello(ctx context.Context) (wire.Hello, error) {
+	select {
+	case <-ctx.Done():
+		return wire.Hello{}, context.Cause(ctx)
+	case a := <-r.link.in:
+		defer a.release()
+		if a.err != nil {
+			return wire.Hello{}, a.err
+		}
+		hello, ok := a.frame.Message.(wire.Hello)
+		if !ok {
+			return wire.Hello{}, &session.Violation{What: fmt.Sprintf("it begins with a %s", a.frame.Message.Type())}
+		}
+		return hello, nil
+	}
+}
+
+func (r *receiver) refuse(refusal *session.Refusal) error {
+	r.link.send(refusal.Message(), nil)
+	r.farewell = true
+	return refusal
+}
+
+// fail tells the source, if there is still a way to, and the state.
+func (r *receiver) fail(err error) error {
+	var lost *transport.Lost
+	var remote *session.Remote
+	if errors.Is(err, errReplaced) {
+		r.link.send(wire.Failed{Kind: wire.FailedReplaced, Text: err.Error()}, nil)
+		r.farewell = true
+		return err
+	}
+	r.target.meter.phase(PhaseIdle, "the last session ended early: "+err.Error())
+	if !errors.As(err, &lost) && !errors.As(err, &remote) {
+		r.link.send(failure(err), nil)
+		r.farewell = true
+	}
+	return err
+}
+
+// pulse tells the source at every beat what it waits for, until the returned function is called.
+func (r *receiver) pulse(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		beat := time.NewTicker(transport.Beat)
+		defer beat.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-beat.C:
+				r.link.send(r.target.beat(), nil)
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+// beat is a Pulse of what the target is doing now.
+func (t *Target) beat() wire.Pulse {
+	s := t.meter.read()
+	p := wire.Pulse{Done: uint64(s.BytesDone), Total: uint64(s.BytesTotal), Phase: wire.PhaseWaiting}
+	switch s.Phase {
+	case PhaseReconciling:
+		p.Phase = wire.PhaseReconciling
+	case PhaseReceiving:
+		p.Phase = wire.PhaseTransferring
+	case PhaseCommitting:
+		p.Phase = wire.PhaseCommitting
+	case PhaseApplying, PhaseRedoing:
+		p.Phase = wire.PhaseApplying
+	}
+	p.Text = fmt.Sprintf("the target is %s, %.0f %%", s.Phase, s.Percent)
+	if s.Message != "" {
+		p.Text += ": " + s.Message
+	}
+	return p
+}
+
+// open decides about the source and brings spool and digest maps to where the session begins. A nil core means that
+// there is nothing to do.
+func (r *receiver) open(ctx context.Context) (*session.Target, *session.Refusal, error) {
+	t := r.target
+	if err := t.redo(ctx); err != nil {
+		return nil, nil, err
+	}
+	t.note()
+	d, refusal := session.Decide(t.hold(), r.hello)
+	if refusal != nil {
+		return nil, refusal, nil
+	}
+	t.meter.set(func(s *State) {
+		s.Phase, s.Message = PhaseReconciling, ""
+		s.Point, s.PointTime = r.hello.Point, r.hello.PointTime
+		s.Tier, s.TierReason, s.Direct = d.Welcome.Tier.String(), d.Welcome.Reason, d.Welcome.Direct
+	})
+	if d.Raise {
+		t.live = nil
+		if err := t.spool.Raise(r.hello.Epoch); err != nil {
+			return nil, nil, classify("spool", err)
+		}
+	}
+	if d.DropHalf {
+		t.live = nil
+		if err := t.spool.Drop(); err != nil {
+			return nil, nil, classify("spool", err)
+		}
+	}
+	t.note()
+	if d.Welcome.Committed {
+		r.link.send(d.Welcome, nil)
+		return nil, nil, nil
+	}
+	core, err := r.begin(ctx, d)
+	if err != nil {
+		return nil, nil, err
+	}
+	d.Welcome.Start = core.Cursor()
+	r.link.send(d.Welcome, nil)
+	for _, m := range core.Opening() {
+		r.link.send(m, nil)
+	}
+	r.log.Info("session begins", "point", r.hello.Point, "epoch", r.hello.Epoch, "tier", d.Welcome.Tier.String(),
+		"reason", d.Welcome.Reason, "resumed", d.Welcome.Resumed)
+	return core, nil, nil
+}
+
+// begin makes the core of a new delta, or finds that of the half one.
+func (r *receiver) begin(ctx context.Context, d session.Decision) (*session.Target, error) {
+	t := r.target
+	var expect [][]digest.Digest
+	if d.Welcome.Tier != wire.TierFull {
+		var err error
+		if r.maps, expect, err = t.openMaps(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if t.live != nil {
+		t.live.Rejoin()
+		r.delta = t.spool.State().Delta
+		return t.live, nil
+	}
+	if !d.Welcome.Resumed {
+		err := t.spool.Begin(spool.Delta{
+			Point: session.Point{ID: r.hello.Point, Time: r.hello.PointTime, Epoch: r.hello.Epoch},
+			Tier:  d.Welcome.Tier, Direct: d.Welcome.Direct, Reason: d.Welcome.Reason, Members: t.members,
+		})
+		if err != nil {
+			return nil, classify("spool", err)
+		}
+	}
+	core := session.NewTarget(r.hello, d.Welcome.Tier, expect)
+	if err := t.spool.OpenLog(core.Restore); err != nil {
+		return nil, classify("spool", err)
+	}
+	r.delta = t.spool.State().Delta
+	t.live = core
+	return core, nil
+}
+
+// receive carries out what the core asks for until the point is committed or the connection is over.
+func (r *receiver) receive(ctx context.Context, core *session.Target) error {
+	t := r.target
+	t.meter.phase(PhaseReceiving, "")
+	keep := newKeeper(t, r.delta.Direct)
+	err := r.drive(ctx, core, keep)
+	stored := keep.end()
+	defer t.note()
+	if err == nil {
+		t.live = nil
+		return nil
+	}
+	return errors.Join(err, r.settle(err, stored))
+}
+
+// settle leaves the spool so that the next session can go on, or begin anew where going on would not be safe.
+func (r *receiver) settle(err, stored error) error {
+	t := r.target
+	var broke *session.Violation
+	var wrong *session.Integrity
+	var unsafe *unsynced
+	switch {
+	case t.spool.Pending(), t.spool.State().Delta == nil:
+		t.live = nil // it was committed, applied or not
+	case errors.As(err, &wrong), errors.As(err, &broke), errors.Is(err, digest.ErrDamaged):
+		// What the two sides believe of each other cannot both be true: compare from the bytes up.
+		t.live = nil
+		return errors.Join(t.spool.Drop(), t.spool.SetMaps(nil))
+	case errors.As(stored, &unsafe):
+		// After a sync that failed, nobody knows what is on the disk.
+		t.live = nil
+		return t.spool.Drop()
+	case stored != nil:
+		t.live = nil
+	}
+	return nil
+}
+
+func (r *receiver) drive(ctx context.Context, core *session.Target, keep *keeper) error {
+	t := r.target
+	beat := time.NewTicker(transport.Beat)
+	defer beat.Stop()
+	committed := make(chan error, 1)
+	committing := false
+	defer func() {
+		// A commit that has begun is not left alone with the spool.
+		if committing {
+			<-committed
+		}
+	}()
+	for !core.Done() {
+		var event session.Event
+		var work result
+		var frame transport.Frame
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case a := <-r.link.in:
+			if a.err != nil {
+				return a.err
+			}
+			frame, event = a.frame, a.frame.Message
+			if a.work != nil {
+				work = <-a.work
+			}
+			if work.err != nil {
+				work.release()
+				frame.Release()
+				return work.err
+			}
+		case <-keep.wake:
+			position, err := keep.durable()
+			if err != nil {
+				return err
+			}
+			event = session.Durable{Position: position}
+		case err := <-committed:
+			committing = false
+			if err != nil {
+				return err
+			}
+			event = session.Applied{}
+		case <-beat.C:
+			r.link.send(t.beat(), nil)
+			continue
+		}
+		actions, err := core.Step(event)
+		if err != nil {
+			work.release()
+			frame.Release()
+			return err
+		}
+		kept := false
+		for _, a := range actions {
+			switch a := a.(type) {
+			case session.Send:
+				r.link.send(a.Message, nil)
+			case session.Store:
+				keep.store(item{record: a.Record, after: a.After, frame: frame, work: work})
+				kept = true
+			case session.Load:
+				if err := r.load(core, a); err != nil {
+					return err
+				}
+			case session.Commit:
+				committing = true
+				go func() { committed <- t.commit(r.process) }()
+			}
+		}
+		if !kept {
+			work.release()
+			frame.Release()
+		}
+		if !committing {
+			t.meter.progress(core.Progress())
+		}
+	}
+	return nil
+}
+
+// load answers a Load from the digest map.
+func (r *receiver) load(core *session.Target, l session.Load) error {
+	blocks, err := r.maps.blocks(l.Volume, l.Segment)
+	if err != nil {
+		return err
+	}
+	actions, err := core.Step(session.Loaded{Volume: l.Volume, Segment: l.Segment, Digests: blocks})
+	if err != nil {
+		return err
+	}
+	for _, a := range actions {
+		r.link.send(a.(session.Send).Message, nil)
+	}
+	return nil
+}

@@ -1,0 +1,155 @@
+package transport
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+
+	"lifeboat.dev/lifeboat/internal/mover/volume"
+	"lifeboat.dev/lifeboat/internal/mover/wire"
+)
+
+// Lost reports that the connection is of no more use: it ended, fell silent, or carried bytes that are no frames. A
+// later one may do better.
+type Lost struct {
+	During string
+	Err    error
+}
+
+func (l *Lost) Error() string { return l.During + ": " + l.Err.Error() }
+
+// Unwrap is what the connection said.
+func (l *Lost) Unwrap() error { return l.Err }
+
+// Stream carries messages over a connection. One goroutine may receive while another sends.
+type Stream struct {
+	conn    net.Conn
+	in      *bufio.Reader
+	out     *bufio.Writer
+	scratch []byte
+}
+
+// NewStream begins with the banners: it sends its own and reads the peer's. How long the peer may be silent is up to
+// the connection, see Patient.
+func NewStream(conn net.Conn, own wire.Banner) (*Stream, error) {
+	s := &Stream{conn: conn, in: bufio.NewReaderSize(conn, 256<<10), out: bufio.NewWriterSize(conn, 64<<10)}
+	// Both sides speak first, at once: sending must not wait for the other's line.
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(conn, own.String()+"\n")
+		sent <- err
+	}()
+	peer, err := s.readBanner()
+	if err != nil {
+		return nil, err
+	}
+	if err := <-sent; err != nil {
+		return nil, &Lost{During: "send banner", Err: err}
+	}
+	if _, err := wire.Agree(own, peer); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Stream) readBanner() (wire.Banner, error) {
+	var line []byte
+	for len(line) < wire.MaxBanner {
+		b, err := s.in.ReadByte()
+		if err != nil {
+			return wire.Banner{}, &Lost{During: "read banner", Err: err}
+		}
+		if b == '\n' {
+			banner, err := wire.ParseBanner(string(line))
+			if err != nil {
+				return wire.Banner{}, &Lost{During: "read banner", Err: err}
+			}
+			return banner, nil
+		}
+		line = append(line, b)
+	}
+	return wire.Banner{}, &Lost{During: "read banner", Err: fmt.Errorf("%w: the line is too long", wire.ErrCorrupt)}
+}
+
+// Close ends the connection; both a Send and a Receive under way fail.
+func (s *Stream) Close() error { return s.conn.Close() }
+
+// EndWrite says that nothing more will be sent. Closing at once could make the kernel drop what was sent last while
+// the peer's own bytes are still unread here: read on until the peer closes, then Close.
+func (s *Stream) EndWrite() {
+	if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
+		_ = c.CloseWrite()
+	}
+}
+
+// Send writes a message; Flush sees it off. It returns how many bytes of the connection the message takes.
+func (s *Stream) Send(m wire.Message) (int, error) {
+	head, body := wire.Encode(s.scratch[:0], m)
+	s.scratch = head
+	if _, err := s.out.Write(head); err != nil {
+		return 0, &Lost{During: "send", Err: err}
+	}
+	if len(body) > 0 {
+		if _, err := s.out.Write(body); err != nil {
+			return 0, &Lost{During: "send", Err: err}
+		}
+	}
+	return len(head) + len(body), nil
+}
+
+// Flush sends what is buffered.
+func (s *Stream) Flush() error {
+	if err := s.out.Flush(); err != nil {
+		return &Lost{During: "send", Err: err}
+	}
+	return nil
+}
+
+// Frame is a received message and the memory a Data's payload lies in. Release gives the memory back; the message's
+// payload must not be used after it.
+type Frame struct {
+	Message wire.Message
+	Wire    int // bytes it took on the connection
+	memory  *[]byte
+}
+
+// Release is safe to call twice.
+func (f *Frame) Release() {
+	if f.memory != nil {
+		payloads.Put(f.memory)
+		f.memory = nil
+	}
+}
+
+var payloads = sync.Pool{New: func() any { b := volume.Buffer(wire.MaxPayload); return &b }}
+
+// Receive reads the next message.
+func (s *Stream) Receive() (Frame, error) {
+	var head [wire.HeaderSize]byte
+	if _, err := io.ReadFull(s.in, head[:]); err != nil {
+		return Frame{}, &Lost{During: "receive", Err: err}
+	}
+	h, err := wire.ParseHeader(head[:])
+	if err != nil {
+		return Frame{}, &Lost{During: "receive", Err: err}
+	}
+	f := Frame{Wire: wire.HeaderSize + h.Length}
+	var payload []byte
+	if h.Type == wire.TypeData {
+		f.memory = payloads.Get().(*[]byte)
+		payload = (*f.memory)[:h.Length]
+	} else {
+		payload = make([]byte, h.Length)
+	}
+	if _, err := io.ReadFull(s.in, payload); err != nil {
+		f.Release()
+		return Frame{}, &Lost{During: "receive", Err: err}
+	}
+	if f.Message, err = wire.Parse(h, payload); err != nil {
+		f.Release()
+		return Frame{}, &Lost{During: "receive", Err: err}
+	}
+	return f, nil
+}
