@@ -88,7 +88,7 @@ func (d *Driver) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRe
 	if t.wish.block {
 		return &csi.NodeStageVolumeResponse{}, d.stageBlock(t)
 	}
-	return &csi.NodeStageVolumeResponse{}, d.stageFileSystem(ctx, v, t)
+	return &csi.NodeStageVolumeResponse{}, d.stageFileSystem(ctx, v, t, pool.Staging{Path: t.path})
 }
 
 func (d *Driver) stageBlock(t target) error {
@@ -105,7 +105,7 @@ func (d *Driver) stageBlock(t target) error {
 }
 
 // stageFileSystem mounts the volume's file system at the staging path. An empty volume gets one first.
-func (d *Driver) stageFileSystem(ctx context.Context, v pool.Volume, t target) error {
+func (d *Driver) stageFileSystem(ctx context.Context, v pool.Volume, t target, s pool.Staging) error {
 	u, err := d.observe(t.id)
 	if err != nil {
 		return err
@@ -116,16 +116,22 @@ func (d *Driver) stageFileSystem(ctx context.Context, v pool.Volume, t target) e
 		return err
 	}
 	if mounted {
-		return u.mustBe(there, t)
+		if err := u.mustBe(there, t); err != nil {
+			return err
+		}
+		return d.note(u, t.id, s)
 	}
 	if err := u.refuseFileSystem(t); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(t.path, 0o750); err != nil {
 		return err
 	}
 	found, err := d.content(ctx, u, v, t)
 	if err != nil {
 		return err
 	}
-	if err := d.note(u, t.id, pool.Staging{Path: t.path}); err != nil {
+	if err := d.note(u, t.id, s); err != nil {
 		return err
 	}
 	device, err := d.attach(u, t.id, false)
@@ -135,9 +141,6 @@ func (d *Driver) stageFileSystem(ctx context.Context, v pool.Volume, t target) e
 	wanted := found.Size < v.Size&^4095 && !t.wish.readOnly && !mount.Options(t.wish.options).Has("ro")
 	if err := checkUnmounted(ctx, device, found.Kind, wanted); err != nil {
 		return refuse(codes.Internal, "the file system of volume %s has errors that are not safe to repair unasked: %v", t.id, err)
-	}
-	if err := os.MkdirAll(t.path, 0o750); err != nil {
-		return err
 	}
 	if err := mount.Mount(device.Path(), t.path, string(found.Kind), mountOptions(found.Kind, t.wish)); err != nil {
 		return err
@@ -380,22 +383,30 @@ func (d *Driver) publishFileSystem(ctx context.Context, v pool.Volume, t target,
 	if err := u.refuseSecond(t); err != nil {
 		return err
 	}
-	if !contains(u.notes, pool.Staging{Path: staging}) {
-		return refuse(codes.FailedPrecondition, "volume %s is not staged at %s", t.id, staging)
-	}
-	// The mount may have given way to a writer of the raw device that has ended since; it comes back here.
-	if len(u.staged) == 0 {
-		u.close()
-		again := target{t.id, staging, t.wish}
-		again.wish.readOnly = false
-		if err := d.stageFileSystem(ctx, v, again); err != nil {
-			return err
-		}
+	if err := d.stageOnDemand(ctx, u, v, t, staging); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(t.path, 0o750); err != nil {
 		return err
 	}
 	return mount.Bind(staging, t.path, t.wish.readOnly)
+}
+
+// stageOnDemand mounts the file system at the staging path if it is not there. A caller that stages first, as
+// the specification wants, finds it there, with two exceptions: the mount gave way to a writer of the raw device
+// that has ended since; or the kubelet left the staging out, which it does when two PersistentVolumes name one
+// volume and a pod of the second starts before it has unstaged the first. In that case it does not unstage
+// either, so what is staged here goes with the last publication.
+func (d *Driver) stageOnDemand(ctx context.Context, u *usage, v pool.Volume, t target, staging string) error {
+	for _, e := range u.staged {
+		if e.Point == resolve(staging) {
+			return nil
+		}
+	}
+	u.close()
+	again := target{t.id, staging, t.wish}
+	again.wish.readOnly = false
+	return d.stageFileSystem(ctx, v, again, pool.Staging{Path: staging, OnDemand: true})
 }
 
 func (d *Driver) publishBlock(ctx context.Context, t target) error {
@@ -431,17 +442,15 @@ func (d *Driver) publishBlock(ctx context.Context, t target) error {
 // blockDevice returns the device to give to a pod. A pod that may write gets it only when no file system is
 // mounted from it; a mount that is only staged gives way.
 func (d *Driver) blockDevice(ctx context.Context, u *usage, t target) (*loop.Device, error) {
-	if t.wish.readOnly {
-		return d.attach(u, t.id, true)
-	}
-	if len(u.mounted) > 0 {
+	if len(u.mounted) > 0 && !t.wish.readOnly {
 		return nil, refuse(codes.FailedPrecondition,
 			"volume %s is mounted as a file system at %s: a second writer on the raw device would destroy it; end the pods that use it first", t.id, points(u.mounted))
 	}
-	for _, e := range u.staged {
-		if err := mount.Unmount(e.Point); err != nil {
-			return nil, err
-		}
+	if err := u.yield(); err != nil {
+		return nil, err
+	}
+	if t.wish.readOnly {
+		return d.attach(u, t.id, true)
 	}
 	device, err := d.attach(u, t.id, false)
 	if err != nil {
@@ -520,6 +529,9 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 	}
 	if _, err := d.pool.Volume(id); errors.Is(err, pool.ErrNotFound) {
 		return &csi.NodeUnpublishVolumeResponse{}, nil
+	}
+	if err := d.endOnDemand(id); err != nil {
+		return nil, err
 	}
 	return &csi.NodeUnpublishVolumeResponse{}, d.release(id)
 }

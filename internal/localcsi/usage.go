@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"lifeboat.dev/lifeboat/internal/localcsi/filesystem"
@@ -22,7 +23,7 @@ type usage struct {
 	written   []mount.Entry // nodes of its writable devices in pods
 	readNodes []mount.Entry // nodes of its read-only devices in pods
 
-	notes []pool.Staging
+	notes []pool.Staging // of staging paths that are still there
 	table mount.Table
 }
 
@@ -46,7 +47,12 @@ func (d *Driver) observe(id string) (*usage, error) {
 		loop.CloseAll(devices)
 		return nil, err
 	}
-	u := &usage{devices: devices, notes: notes, table: table}
+	u := &usage{devices: devices, table: table}
+	for _, n := range notes {
+		if exists(n.Path) {
+			u.notes = append(u.notes, n)
+		}
+	}
 	for _, device := range devices {
 		if err := u.add(device); err != nil {
 			u.close()
@@ -137,34 +143,62 @@ func (d *Driver) attach(u *usage, id string, readOnly bool) (*loop.Device, error
 	return device, nil
 }
 
-// note writes down that the volume is staged at path, and forgets staging paths that are gone.
+// note writes down that the volume is staged at s.Path.
 func (d *Driver) note(u *usage, id string, s pool.Staging) error {
-	keep := []pool.Staging{s}
-	for _, n := range u.notes {
-		if n.Path != s.Path && exists(n.Path) {
-			keep = append(keep, n)
-		}
+	if slices.Contains(u.notes, s) {
+		return nil
 	}
-	if len(keep) == len(u.notes) && contains(u.notes, s) {
+	keep := slices.DeleteFunc(slices.Clone(u.notes), func(n pool.Staging) bool { return n.Path == s.Path })
+	u.notes = append(keep, s)
+	return d.pool.SetStagings(id, u.notes)
+}
+
+// forget removes the note of path.
+func (d *Driver) forget(u *usage, id, path string) error {
+	keep := slices.DeleteFunc(slices.Clone(u.notes), func(n pool.Staging) bool { return n.Path == path })
+	if len(keep) == len(u.notes) {
 		return nil
 	}
 	u.notes = keep
 	return d.pool.SetStagings(id, keep)
 }
 
-// forget removes the note of path.
-func (d *Driver) forget(u *usage, id, path string) error {
-	var keep []pool.Staging
-	for _, n := range u.notes {
-		if n.Path != path {
-			keep = append(keep, n)
-		}
-	}
-	if len(keep) == len(u.notes) {
+// yield unmounts the file system from staging paths where no publication uses it. Publishing mounts it again.
+func (u *usage) yield() error {
+	if len(u.mounted) > 0 {
 		return nil
 	}
-	u.notes = keep
-	return d.pool.SetStagings(id, keep)
+	for _, e := range u.staged {
+		if err := mount.Unmount(e.Point); err != nil {
+			return err
+		}
+	}
+	u.staged = nil
+	return nil
+}
+
+// endOnDemand takes back what publications staged for themselves, when the last one is gone.
+func (d *Driver) endOnDemand(id string) error {
+	u, err := d.observe(id)
+	if err != nil {
+		return err
+	}
+	defer u.close()
+	if len(u.mounted) > 0 {
+		return nil
+	}
+	for _, n := range slices.Clone(u.notes) {
+		if !n.OnDemand {
+			continue
+		}
+		if err := mount.Unmount(n.Path); err != nil {
+			return err
+		}
+		if err := d.forget(u, id, n.Path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // release detaches the volume's devices when nobody uses or has staged it. A device that is still open
@@ -331,13 +365,4 @@ func resolve(path string) string {
 		return real
 	}
 	return filepath.Clean(path)
-}
-
-func contains(notes []pool.Staging, want pool.Staging) bool {
-	for _, n := range notes {
-		if n == want {
-			return true
-		}
-	}
-	return false
 }

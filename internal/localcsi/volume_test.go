@@ -456,3 +456,44 @@ func TestRestoreSmallerThanTheSnapshotIsRefused(t *testing.T) {
 		VolumeCapabilities: []*csi.VolumeCapability{blockCapability()}, VolumeContentSource: fromSnapshot(s)})
 	wantCode(t, err, codes.OutOfRange)
 }
+
+// The kubelet takes two PersistentVolumes with one handle for one volume: when a pod of the second starts before
+// it has unstaged the first, it stages nothing, and later unstages only the first.
+func TestPublishingStagesWhatTheKubeletLeftOut(t *testing.T) {
+	n := newNode(t)
+	v := n.create("v", 64*mib, fsCapability(""), nil)
+	n.use(v, "pair", "receiver", blockCapability())
+	n.unpublish(v, "receiver")
+	must(t, n.tryPublish(v, "claim", "app", fsCapability(""), false))
+	writeFile(t, filepath.Join(n.target(v, "app"), "file"), "text")
+	must(t, n.tryPublish(v, "claim", "second", fsCapability(""), false))
+	n.unpublish(v, "app")
+	wantFile(t, filepath.Join(n.target(v, "second"), "file"), "text")
+	n.unpublish(v, "second")
+	notMounted(t, n.staging("claim"))
+	n.unstage(v, "pair")
+	n.nothingAttached()
+
+	// The other way round: the block device is published where only the file system was staged.
+	n.unpublish(v, n.stageAndUse(v, "claim"))
+	must(t, n.tryPublish(v, "pair", "receiver", blockCapability(), false))
+	n.unpublish(v, "receiver")
+	n.nothingAttached()
+	must(t, n.tryDelete(v))
+}
+
+// stageAndUse stages and publishes the file system and returns the pod.
+func (n *node) stageAndUse(volume, at string) string {
+	n.t.Helper()
+	n.use(volume, at, "app", fsCapability(""))
+	return "app"
+}
+
+func TestAStagingPathThatIsGoneDoesNotKeepTheVolume(t *testing.T) {
+	n := newNode(t)
+	v := n.create("v", 64*mib, blockCapability(), nil)
+	must(t, n.tryStage(v, "raw", blockCapability()))
+	wantCode(t, n.tryDelete(v), codes.FailedPrecondition)
+	must(t, os.Remove(n.staging("raw")))
+	must(t, n.tryDelete(v))
+}

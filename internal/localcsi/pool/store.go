@@ -52,6 +52,8 @@ type Snapshot struct {
 type Staging struct {
 	Path  string `json:"path"`
 	Block bool   `json:"block"`
+	// OnDemand is a staging that a publication made for itself; it goes with the last publication.
+	OnDemand bool `json:"onDemand,omitempty"`
 }
 
 // ErrNotFound is the answer for a volume or snapshot the pool does not have.
