@@ -1,0 +1,504 @@
+package replication
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/cycle"
+	"lifeboat.dev/lifeboat/internal/link/control"
+	"lifeboat.dev/lifeboat/internal/link/identity"
+	"lifeboat.dev/lifeboat/internal/snapshot"
+)
+
+const (
+	// freshFor is how old a claim made for a Replication may be to count as never used.
+	freshFor = 10 * time.Minute
+	// deletionPatience is how long a deletion waits for what it has asked to be removed.
+	deletionPatience = time.Minute
+)
+
+// act takes the step. Steps that only change what is remembered are taken by tell.
+func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
+	switch d.Step {
+	case cycle.PreparePeer:
+		return r.preparePeer(ctx, v)
+	case cycle.StartSession:
+		var err error
+		v.point, err = r.newPoint(v.now)
+		return err
+	case cycle.TakeSnapshots:
+		return r.takeSnapshots(ctx, v)
+	case cycle.MakeClones:
+		return r.makeClones(ctx, v)
+	case cycle.StartMover:
+		return r.startMover(ctx, v)
+	case cycle.FollowMover:
+		return r.keepIdentity(ctx, v, v.names.mover())
+	case cycle.RemoveMover:
+		return r.removeMover(ctx, v, v.status.Session.Point)
+	case cycle.CommitSession:
+		r.nudge(ctx, v)
+		return nil
+	case cycle.Tidy:
+		return r.tidy(ctx, v)
+	case cycle.MakePair:
+		return r.makePair(ctx, v)
+	case cycle.RemovePair:
+		return r.removePair(ctx, v)
+	case cycle.MakeSpool:
+		return r.makeSpool(ctx, v)
+	case cycle.SealSpool:
+		return r.sealSpool(ctx, v)
+	case cycle.RemoveSpool:
+		return r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, v.names.spool())
+	case cycle.StartReceiver:
+		return r.startReceiver(ctx, v)
+	case cycle.CloseReceiver:
+		return r.delete(ctx, &corev1.Service{}, v.rep.Namespace, v.names.receiver())
+	case cycle.RemoveReceiver:
+		return r.removeReceiver(ctx, v)
+	case cycle.TakeRecoveryPoint:
+		return r.takeRecoveryPoint(ctx, v)
+	case cycle.DropRecoveryPoints:
+		return r.dropRecoveryPoints(ctx, v)
+	case cycle.Rest:
+		if v.target != nil && v.inForce().Role == v1alpha1.RoleTarget {
+			return r.keepIdentity(ctx, v, v.names.receiver())
+		}
+	}
+	return nil
+}
+
+// create makes an object; one that is there already is what an interrupted step left.
+func (r *Reconciler) create(ctx context.Context, object client.Object) error {
+	if err := r.Client.Create(ctx, object); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create %T %s: %w", object, client.ObjectKeyFromObject(object), err)
+	}
+	return nil
+}
+
+// delete removes an object and what it owns, soon; one that is gone is no error.
+func (r *Reconciler) delete(ctx context.Context, object client.Object, namespace, name string) error {
+	object.SetNamespace(namespace)
+	object.SetName(name)
+	err := r.Client.Delete(ctx, object, client.PropagationPolicy(metav1.DeletePropagationBackground))
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("delete %T %s/%s: %w", object, namespace, name, err)
+	}
+	return nil
+}
+
+// preparePeer asks the other side to make what it lacks. Its answer is kept for the next look, also a refusal: that is
+// for the operator, not an error to retry.
+func (r *Reconciler) preparePeer(ctx context.Context, v *view) error {
+	peer, err := r.Peers.Client(v.rlink.ClusterPair)
+	if err != nil {
+		return fmt.Errorf("prepare cluster %s: %w", v.peerCluster(), err)
+	}
+	group, err := r.group(ctx, v.rep)
+	if err != nil || group == nil {
+		return err
+	}
+	answer, err := peer.PrepareReplication(ctx, prepareRequest(v, group))
+	p := preparation{at: v.now, message: answer.Message}
+	if reason := control.RefusedReason(err); reason != "" {
+		p.declined = &cycle.Problem{Reason: declinedReason(reason), Message: err.Error()}
+		err = nil
+	}
+	r.notePreparation(v.key(), p)
+	if err != nil {
+		// It is asked again soon; meanwhile the status tells what the last answer was.
+		r.notePreparation(v.key(), preparation{at: v.now, message: err.Error()})
+	}
+	return nil
+}
+
+func declinedReason(reason string) string {
+	switch reason {
+	case control.ReasonStaleEpoch:
+		return cycle.ReasonStaleEpoch
+	case control.ReasonIsSource:
+		return cycle.ReasonPeerIsSource
+	case control.ReasonNamespace, control.ReasonNoPair:
+		return cycle.ReasonPeerRefuses
+	case control.ReasonConflict:
+		return reasonSizesOrModeDiffer
+	}
+	return reasonPeerDeclined
+}
+
+// prepareRequest describes this side as the peer shall mirror it: names and pvcMap inverted.
+func prepareRequest(v *view, group *v1alpha1.PVCGroup) control.PrepareRequest {
+	link := *v.rlink.DeepCopy()
+	link.PVCMap = nil
+	for here, there := range v.rlink.PVCMap {
+		if link.PVCMap == nil {
+			link.PVCMap = map[string]string{}
+		}
+		link.PVCMap[there] = here
+	}
+	link.SuspendReplication = false
+	request := control.PrepareRequest{
+		Key: v.key(),
+		Spec: v1alpha1.ReplicationSpec{Role: v1alpha1.RoleTarget, PVCGroupName: v.rep.Spec.PVCGroupName, Epoch: v.wanted().Epoch,
+			Rlinks: []v1alpha1.Rlink{link}},
+		Group: *group.Spec.DeepCopy(),
+	}
+	for i, ref := range request.Group.PVCList {
+		request.Group.PVCList[i].PVCName = v.peerName(ref.PVCName)
+	}
+	for _, m := range v.members {
+		claim := control.Claim{Name: v.peerName(m.Name), SizeBytes: m.Size(), VolumeMode: string(corev1.PersistentVolumeFilesystem),
+			StorageClass: m.StorageClass(), Labels: m.Claim.Labels, Annotations: map[string]string{annotationCreatedFor: v.rep.Name}}
+		if m.Block() {
+			claim.VolumeMode = string(corev1.PersistentVolumeBlock)
+		}
+		for _, mode := range m.Claim.Spec.AccessModes {
+			claim.AccessModes = append(claim.AccessModes, string(mode))
+		}
+		request.Claims = append(request.Claims, claim)
+	}
+	return request
+}
+
+// nudge lets the peer look at what was committed there now. When it is lost, the peer looks by itself a little later.
+func (r *Reconciler) nudge(ctx context.Context, v *view) {
+	peer, err := r.Peers.Client(v.rlink.ClusterPair)
+	if err == nil {
+		err = peer.Nudge(ctx, "Replication", v.key())
+	}
+	if err != nil {
+		log.FromContext(ctx).V(1).Info("nudge was lost", "peer", v.peerCluster(), "cause", err.Error())
+	}
+}
+
+// newPoint names an instant: its time in UTC, and six characters against two of one second.
+func (r *Reconciler) newPoint(now time.Time) (string, error) {
+	var tail [3]byte
+	if _, err := io.ReadFull(r.Random, tail[:]); err != nil {
+		return "", fmt.Errorf("name a point: %w", err)
+	}
+	return now.UTC().Format("20060102t150405") + "-" + hex.EncodeToString(tail[:]), nil
+}
+
+// takeSnapshots cuts the members the session carries.
+func (r *Reconciler) takeSnapshots(ctx context.Context, v *view) error {
+	owner := ownedBy(v.rep)
+	point := snapshot.Point{Namespace: v.rep.Namespace, Replication: v.rep.Name, Rlink: v.rlink.RlinkName,
+		ID: v.status.Session.Point, Purpose: snapshot.ForSession, Owner: &owner}
+	classes := make([]string, len(v.status.Session.Claims))
+	for i, claim := range v.status.Session.Claims {
+		m := v.member(claim)
+		if m == nil || m.Class == "" {
+			return fmt.Errorf("take snapshot of claim %s/%s: it has gone from its group or lost its snapshot class while session %s began", v.rep.Namespace, claim, v.status.Session.Point)
+		}
+		classes[i] = m.Class
+	}
+	return point.Take(ctx, r.Client, v.status.Session.Claims, classes)
+}
+
+func (v *view) member(claim string) *snapshot.Member {
+	for i := range v.members {
+		if v.members[i].Name == claim {
+			return &v.members[i]
+		}
+	}
+	return nil
+}
+
+// makeClones makes a block claim from each snapshot.
+func (r *Reconciler) makeClones(ctx context.Context, v *view) error {
+	for i, claim := range v.status.Session.Claims {
+		from := find(v, v.status.Session.Point, snapshot.ForSession, claim)
+		m := v.member(claim)
+		if from == nil || m == nil || m.Claim == nil {
+			return fmt.Errorf("make a block claim of claim %s/%s at point %s: claim or snapshot are gone", v.rep.Namespace, claim, v.status.Session.Point)
+		}
+		if !m.Block() {
+			if err := snapshot.AllowBlock(ctx, r.Client, from.Content); err != nil {
+				return err
+			}
+		}
+		if err := r.create(ctx, clone(v, i, from, m.Size(), m.Claim.Spec.StorageClassName)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startMover makes identity and configuration before the Job whose pods need them.
+func (r *Reconciler) startMover(ctx context.Context, v *view) error {
+	if v.pair == nil || v.peerCA == nil {
+		return fmt.Errorf("start the mover of replication %s: ClusterPair %s or its trust is gone", v.key(), v.rlink.ClusterPair)
+	}
+	if err := r.keepIdentity(ctx, v, v.names.mover()); err != nil {
+		return err
+	}
+	labels := with(v.names.labels(v1alpha1.ComponentSourceMover), v1alpha1.LabelPoint, v.status.Session.Point)
+	if err := r.makeConfig(ctx, v, v.names.job(v.status.Session.Point), labels, r.sourceConfig(v)); err != nil {
+		return err
+	}
+	return r.create(ctx, r.moverJob(v))
+}
+
+func (r *Reconciler) makeConfig(ctx context.Context, v *view, name string, labels map[string]string, config any) error {
+	raw, err := json.MarshalIndent(config, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write configuration %s: %w", name, err)
+	}
+	yes := true
+	return r.create(ctx, &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: name, Labels: labels, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+		Data:       map[string]string{configFile: string(raw)},
+		Immutable:  &yes,
+	})
+}
+
+// keepIdentity issues a mover's identity when there is none, or when it is due for renewal.
+func (r *Reconciler) keepIdentity(ctx context.Context, v *view, name string) error {
+	if v.peerCA == nil {
+		return nil
+	}
+	secret, err := lookFor(ctx, r.Live, client.ObjectKey{Namespace: v.rep.Namespace, Name: name}, &corev1.Secret{})
+	if err != nil {
+		return err
+	}
+	if secret != nil && !identity.MoverSecretDue(secret.Data, r.CA, v.peerCA, v.now) {
+		return nil
+	}
+	data, _, err := identity.IssueMoverSecretData(r.CA, r.Cluster, v.rep.Namespace, v.rep.Name, v.peerCA, v.now)
+	if err != nil {
+		return fmt.Errorf("issue identity of replication %s: %w", v.key(), err)
+	}
+	if secret == nil {
+		return r.create(ctx, &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: name, Labels: v.names.labels(""), OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+			Data:       data,
+		})
+	}
+	if secret.Labels[v1alpha1.LabelReplication] != v.rep.Name {
+		return fmt.Errorf("secret %s/%s is in the way: it is not Lifeboat's; delete or rename it", v.rep.Namespace, name)
+	}
+	secret.Data = data
+	if err := r.Client.Update(ctx, secret); err != nil {
+		return fmt.Errorf("renew identity %s/%s: %w", v.rep.Namespace, name, err)
+	}
+	return nil
+}
+
+// removeMover removes a point's Job, and its pods without waiting for whoever collects garbage.
+func (r *Reconciler) removeMover(ctx context.Context, v *view, point string) error {
+	errs := []error{
+		r.delete(ctx, &batchv1.Job{}, v.rep.Namespace, v.names.job(point)),
+		r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, v.names.job(point)),
+	}
+	for i := range v.pods {
+		pod := &v.pods[i]
+		if pod.Labels[v1alpha1.LabelPoint] == point && pod.DeletionTimestamp.IsZero() {
+			errs = append(errs, r.delete(ctx, &corev1.Pod{}, pod.Namespace, pod.Name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tidy removes what ended sessions left. A side that becomes a target keeps no base either.
+func (r *Reconciler) tidy(ctx context.Context, v *view) error {
+	names := stale(v)
+	if v.target != nil {
+		names = leftover(v)
+	}
+	var errs []error
+	for _, entry := range names {
+		kind, name, _ := strings.Cut(entry, " ")
+		switch kind {
+		case "Job":
+			errs = append(errs, r.delete(ctx, &batchv1.Job{}, v.rep.Namespace, name), r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, name))
+		case "Pod":
+			errs = append(errs, r.delete(ctx, &corev1.Pod{}, v.rep.Namespace, name))
+		case "PersistentVolumeClaim":
+			errs = append(errs, r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, name))
+		case "VolumeSnapshot":
+			errs = append(errs, snapshot.Delete(ctx, r.Client, v.rep.Namespace, name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// makePair makes the volume before the claim, so that the claim finds it.
+func (r *Reconciler) makePair(ctx context.Context, v *view) error {
+	for _, m := range v.members {
+		if m.Volume == nil || m.Volume.Spec.CSI == nil {
+			return fmt.Errorf("make the replica of claim %s/%s: its volume is gone", v.rep.Namespace, m.Name)
+		}
+		if err := r.create(ctx, replicaVolume(v, m)); err != nil {
+			return err
+		}
+		if err := r.create(ctx, replicaClaim(v, m)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removePair removes claims and volumes. The storage stays: before a claim goes, its volume is made sure to be kept.
+func (r *Reconciler) removePair(ctx context.Context, v *view) error {
+	volumes := map[string]bool{}
+	for _, m := range v.members {
+		volumes[v.names.replicaVolume(m.Name)] = true
+	}
+	var claims []string
+	for i := range v.claims {
+		if v.claims[i].Labels[v1alpha1.LabelComponent] == componentReplica {
+			claims = append(claims, v.claims[i].Name)
+			volumes[v.claims[i].Spec.VolumeName] = true
+		}
+	}
+	var errs []error
+	for name := range volumes {
+		errs = append(errs, r.keepStorage(ctx, v, name))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for _, name := range claims {
+		errs = append(errs, r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, name))
+	}
+	for name := range volumes {
+		errs = append(errs, r.removeVolume(ctx, v, name))
+	}
+	return errors.Join(errs...)
+}
+
+// keepStorage sets a replica volume's policy back to Retain, should anybody have changed it.
+func (r *Reconciler) keepStorage(ctx context.Context, v *view, name string) error {
+	volume, err := lookFor(ctx, r.Live, client.ObjectKey{Name: name}, &corev1.PersistentVolume{})
+	if err != nil || volume == nil || volume.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRetain {
+		return err
+	}
+	patch := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}`))
+	if err := r.Client.Patch(ctx, volume, patch); err != nil {
+		return fmt.Errorf("set volume %s of replication %s to Retain: %w", name, v.key(), err)
+	}
+	return nil
+}
+
+// removeVolume deletes a replica's volume object, and never one that is not Lifeboat's.
+func (r *Reconciler) removeVolume(ctx context.Context, v *view, name string) error {
+	volume, err := lookFor(ctx, r.Live, client.ObjectKey{Name: name}, &corev1.PersistentVolume{})
+	if err != nil || volume == nil {
+		return err
+	}
+	if volume.Labels[v1alpha1.LabelComponent] != componentReplica || volume.Labels[v1alpha1.LabelReplication] != v.rep.Name {
+		return nil
+	}
+	return r.delete(ctx, &corev1.PersistentVolume{}, "", name)
+}
+
+// makeSpool decides once what the volumes hold. Claims are marked as used first: a crash in between makes the first session
+// compare where it need not, the other order could make a later one trust volumes that hold something.
+func (r *Reconciler) makeSpool(ctx context.Context, v *view) error {
+	content := holds(v)
+	for _, m := range v.members {
+		if m.Claim.Annotations[annotationCreatedFor] == "" || m.Claim.Annotations[annotationUsed] != "" {
+			continue
+		}
+		patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"`+annotationUsed+`":"true"}}}`))
+		if err := r.Client.Patch(ctx, m.Claim, patch); err != nil {
+			return fmt.Errorf("mark claim %s/%s as used: %w", v.rep.Namespace, m.Name, err)
+		}
+	}
+	return r.create(ctx, spoolClaim(v, content))
+}
+
+func (r *Reconciler) sealSpool(ctx context.Context, v *view) error {
+	spool := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.spool()}}
+	patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"`+annotationSealed+`":"true"}}}`))
+	if err := r.Client.Patch(ctx, spool, patch); err != nil {
+		return fmt.Errorf("seal spool %s/%s: %w", v.rep.Namespace, spool.Name, err)
+	}
+	return nil
+}
+
+// startReceiver makes or changes the receiver. A side that leaves being a target gets no Service: nobody shall reach it.
+func (r *Reconciler) startReceiver(ctx context.Context, v *view) error {
+	if v.pair == nil || v.peerCA == nil {
+		return fmt.Errorf("start the receiver of replication %s: ClusterPair %s or its trust is gone", v.key(), v.rlink.ClusterPair)
+	}
+	if err := r.keepIdentity(ctx, v, v.names.receiver()); err != nil {
+		return err
+	}
+	if err := r.makeConfig(ctx, v, v.names.receiverConfig(v.replica.digest), v.names.labels(v1alpha1.ComponentReceiver), v.replica.wanted); err != nil {
+		return err
+	}
+	if err := r.deployReceiver(ctx, v); err != nil {
+		return err
+	}
+	if v.target == nil {
+		return nil
+	}
+	return r.create(ctx, receiverService(v))
+}
+
+func (r *Reconciler) deployReceiver(ctx context.Context, v *view) error {
+	wanted, present := r.receiverDeployment(v), v.replica.deployment
+	if present == nil {
+		return r.create(ctx, wanted)
+	}
+	if present.Spec.Template.Labels[labelConfig] == v.replica.digest {
+		return nil
+	}
+	former := configMapOf(present)
+	present.Spec = wanted.Spec
+	if err := r.Client.Update(ctx, present); err != nil {
+		return fmt.Errorf("change receiver %s/%s: %w", present.Namespace, present.Name, err)
+	}
+	return r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, former)
+}
+
+func (r *Reconciler) removeReceiver(ctx context.Context, v *view) error {
+	errs := []error{r.delete(ctx, &corev1.Service{}, v.rep.Namespace, v.names.receiver())}
+	if d := v.replica.deployment; d != nil {
+		if config := configMapOf(d); config != "" {
+			errs = append(errs, r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, config))
+		}
+		errs = append(errs, r.delete(ctx, &appsv1.Deployment{}, v.rep.Namespace, v.names.receiver()))
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Reconciler) takeRecoveryPoint(ctx context.Context, v *view) error {
+	point := snapshot.Point{Namespace: v.rep.Namespace, Replication: v.rep.Name, Rlink: v.rlink.RlinkName,
+		ID: v.target.Replica.State.Applied.Point, Purpose: snapshot.ForRecovery}
+	classes := make([]string, len(v.members))
+	for i, m := range v.members {
+		classes[i] = m.Class
+	}
+	return point.Take(ctx, r.Client, v.memberNames(), classes)
+}
+
+func (r *Reconciler) dropRecoveryPoints(ctx context.Context, v *view) error {
+	var names []string
+	for _, s := range v.snapshots {
+		if s.Purpose == snapshot.ForRecovery && !s.Deleting && slices.Contains(v.target.Surplus, s.Point) {
+			names = append(names, s.Name)
+		}
+	}
+	return snapshot.Delete(ctx, r.Client, v.rep.Namespace, names...)
+}

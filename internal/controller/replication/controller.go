@@ -1,0 +1,177 @@
+// Package replication keeps one group of volumes in step with a peer: as source it cuts, clones and sends, as target it keeps
+// a replica and receives.
+//
+// It knows Kubernetes objects: it observes what there is, asks package cycle for the next step, takes it, and writes the
+// status once. It decides no order by itself and moves no data. Begin reading at Reconcile.
+package replication
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/condition"
+	"lifeboat.dev/lifeboat/internal/cycle"
+	"lifeboat.dev/lifeboat/internal/link/control"
+	"lifeboat.dev/lifeboat/internal/link/heartbeat"
+	"lifeboat.dev/lifeboat/internal/link/identity"
+	"lifeboat.dev/lifeboat/internal/mover/engine"
+)
+
+// +kubebuilder:rbac:groups=lifeboat.dev,resources=replications,verbs=get;list;watch;patch;update
+// +kubebuilder:rbac:groups=lifeboat.dev,resources=replications/status,verbs=get;patch
+// +kubebuilder:rbac:groups=lifeboat.dev,resources=replications/finalizers,verbs=update
+// +kubebuilder:rbac:groups=lifeboat.dev,resources=pvcgroups;clusterpairs,verbs=get;list
+// +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;create;delete;patch
+// +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;create;delete;patch
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;delete
+// +kubebuilder:rbac:groups="",resources=services;configmaps,verbs=get;create;delete
+// +kubebuilder:rbac:groups="",resources=secrets,verbs=get;create;update;delete
+// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;create;update;delete
+// +kubebuilder:rbac:groups=batch,resources=jobs,verbs=get;list;create;delete
+// +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=get
+// +kubebuilder:rbac:groups=storage.k8s.io,resources=volumeattachments,verbs=list
+// +kubebuilder:rbac:groups=snapshot.storage.k8s.io,resources=volumesnapshots,verbs=get;list;create;delete
+// +kubebuilder:rbac:groups=snapshot.storage.k8s.io,resources=volumesnapshotcontents,verbs=get;patch
+// +kubebuilder:rbac:groups=snapshot.storage.k8s.io,resources=volumesnapshotclasses,verbs=list
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+// Peers are the links to other clusters, by the name of their ClusterPair.
+type Peers interface {
+	// Client returns whom to ask; the calls tell whether anybody answers.
+	Client(pair string) (control.Peer, error)
+	// State is what the heartbeats say.
+	State(pair string) heartbeat.State
+}
+
+// Trust knows the CA certificates of peers.
+type Trust interface {
+	CAPEM(ctx context.Context, pair *v1alpha1.ClusterPair) ([]byte, error)
+}
+
+// Movers tell how far they are.
+type Movers interface {
+	// State asks the mover of a Replication at an address, as "10.0.0.7". No answer is an error and says nothing about the mover.
+	State(ctx context.Context, replication types.NamespacedName, address string) (engine.State, error)
+}
+
+// Reconciler keeps Replications.
+type Reconciler struct {
+	Client client.Client
+	// Live reads from the API server: what is about to be removed, written over or started is never judged by a cache.
+	Live client.Reader
+	// Cluster is this cluster's name.
+	Cluster string
+	// Image is what movers run: the manager's own.
+	Image  string
+	Peers  Peers
+	Trust  Trust
+	CA     *identity.CA
+	Movers Movers
+	// Events may be nil.
+	Events events.EventRecorder
+	// Nudges names Replications that a peer asks to be looked at; may be nil.
+	Nudges <-chan event.GenericEvent
+	Now    func() time.Time
+	// Random gives points their last characters.
+	Random io.Reader
+	// Workers is how many Replications are looked at together; 0 is 8.
+	Workers int
+
+	mu       sync.Mutex
+	prepared map[types.NamespacedName]preparation
+}
+
+// SetupWithManager registers the controller.
+func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
+	workers := r.Workers
+	if workers == 0 {
+		workers = 8
+	}
+	b := ctrl.NewControllerManagedBy(mgr).
+		Named("replication").
+		For(&v1alpha1.Replication{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers})
+	if r.Nudges != nil {
+		b = b.WatchesRawSource(source.Channel(r.Nudges, &handler.EnqueueRequestForObject{}))
+	}
+	return b.Complete(r)
+}
+
+// Reconcile takes one step of one Replication.
+func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
+	var rep v1alpha1.Replication
+	if err := r.Live.Get(ctx, request.NamespacedName, &rep); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	if !rep.DeletionTimestamp.IsZero() {
+		return again(r.remove(ctx, &rep))
+	}
+	if controllerutil.AddFinalizer(&rep, finalizer) {
+		if err := r.Client.Update(ctx, &rep); err != nil {
+			return again(0, fmt.Errorf("add finalizer to replication %s: %w", request, err))
+		}
+	}
+	before := rep.DeepCopy()
+	v, err := r.observe(ctx, &rep)
+	if err != nil {
+		return again(0, err)
+	}
+	next := v.next()
+	acted := r.act(ctx, v, next)
+	// What was seen and decided is saved also when acting failed; only an act that went through may change what is remembered.
+	r.tell(v, next, acted)
+	if err := condition.Save(ctx, r.Client, before, &rep); err != nil {
+		return again(0, err)
+	}
+	if acted != nil {
+		return again(0, acted)
+	}
+	r.announce(v, next)
+	return again(next.Poll, nil)
+}
+
+// again turns a wait into a result. Someone else's write in between only means to look again.
+func again(in time.Duration, err error) (ctrl.Result, error) {
+	switch {
+	case apierrors.IsConflict(err):
+		return ctrl.Result{RequeueAfter: 20 * time.Millisecond}, nil
+	case err != nil:
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{RequeueAfter: max(in, time.Millisecond)}, nil
+}
+
+// announce tells of what operators want to find later.
+func (r *Reconciler) announce(v *view, d cycle.Decision) {
+	if r.Events == nil {
+		return
+	}
+	switch d.Step {
+	case cycle.TakeRole, cycle.CommitSession:
+		r.Events.Eventf(v.rep, nil, corev1.EventTypeNormal, d.Reason, string(d.Step), "%s", d.Message)
+	case cycle.FailSession:
+		r.Events.Eventf(v.rep, nil, corev1.EventTypeWarning, d.Reason, string(d.Step), "%s", d.Message)
+	case cycle.RecordPoint:
+		if d.Reason == cycle.ReasonRecoveryPointNotKept {
+			r.Events.Eventf(v.rep, nil, corev1.EventTypeWarning, d.Reason, string(d.Step), "%s", d.Message)
+		}
+	}
+}

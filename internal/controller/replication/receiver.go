@@ -1,0 +1,357 @@
+package replication
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/cycle"
+	"lifeboat.dev/lifeboat/internal/link/identity"
+	"lifeboat.dev/lifeboat/internal/mover/engine"
+	"lifeboat.dev/lifeboat/internal/snapshot"
+)
+
+// spoolSpare is what a spool needs beside the group's size: 5 % for frames and digests, and this for its file system.
+const spoolSpare = 64 << 20
+
+// replica is what was read of a target's objects.
+type replica struct {
+	seen       cycle.Replica
+	volumes    map[string]*corev1.PersistentVolume // by member; nil where there is none
+	deployment *appsv1.Deployment
+	service    *corev1.Service
+	// wanted is the configuration the receiver should run with, digest names it.
+	wanted engine.TargetConfig
+	digest string
+}
+
+// observeReplica reads pair, spool, receiver and what the receiver says.
+func (r *Reconciler) observeReplica(ctx context.Context, v *view) error {
+	v.replica.volumes = map[string]*corev1.PersistentVolume{}
+	for _, m := range v.members {
+		var volume corev1.PersistentVolume
+		err := r.Live.Get(ctx, client.ObjectKey{Name: v.names.replicaVolume(m.Name)}, &volume)
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			return fmt.Errorf("read volume %s: %w", v.names.replicaVolume(m.Name), err)
+		default:
+			v.replica.volumes[m.Name] = &volume
+		}
+	}
+	name := client.ObjectKey{Namespace: v.rep.Namespace, Name: v.names.receiver()}
+	var err error
+	if v.replica.deployment, err = lookFor(ctx, r.Live, name, &appsv1.Deployment{}); err != nil {
+		return err
+	}
+	if v.replica.service, err = lookFor(ctx, r.Live, name, &corev1.Service{}); err != nil {
+		return err
+	}
+	s := &v.replica.seen
+	spool := v.claim(v.names.spool())
+	s.Spool = spoolPresence(spool)
+	if spool != nil {
+		s.Sealed = spool.Annotations[annotationSealed] == "true"
+		s.HoldsData = spool.Annotations[annotationHolds] != string(engine.HoldsNothing)
+	}
+	s.Door = v.replica.service != nil
+	s.Pair = pairPresence(v)
+	v.replica.wanted = r.targetConfig(v)
+	if v.replica.digest, err = r.configDigest(v.replica.wanted); err != nil {
+		return err
+	}
+	s.Receiver, s.Trouble = receiverPresence(v)
+	if s.Receiver == cycle.Absent {
+		return nil
+	}
+	if address := moverAddress(v.pods, v1alpha1.ComponentReceiver, ""); address != "" {
+		if state, err := r.Movers.State(ctx, v.key(), address); err != nil {
+			s.Trouble = err.Error()
+		} else {
+			v.state = &state
+			s.State = received(&state)
+		}
+	}
+	return nil
+}
+
+// lookFor returns nil when there is no such object.
+func lookFor[T client.Object](ctx context.Context, reader client.Reader, key client.ObjectKey, into T) (T, error) {
+	var none T
+	err := reader.Get(ctx, key, into)
+	switch {
+	case apierrors.IsNotFound(err):
+		return none, nil
+	case err != nil:
+		return none, fmt.Errorf("read %T %s: %w", into, key, err)
+	}
+	return into, nil
+}
+
+func received(s *engine.State) *cycle.Received {
+	out := &cycle.Received{Busy: s.Phase != engine.PhaseIdle, Progress: progressMessage(s)}
+	if s.Committed != nil {
+		out.Committed = cycle.Recovery{Point: s.Committed.ID, Time: s.Committed.Time, Epoch: int64(s.Committed.Epoch)}
+		if s.Applied {
+			out.Applied = out.Committed
+		}
+	}
+	return out
+}
+
+func spoolPresence(spool *corev1.PersistentVolumeClaim) cycle.Presence {
+	switch {
+	case spool == nil:
+		return cycle.Absent
+	case !spool.DeletionTimestamp.IsZero():
+		return cycle.Partial
+	}
+	// An unbound one may wait for its first pod, the receiver's: nothing waits for it.
+	return cycle.Present
+}
+
+// pairPresence judges the static volumes and claims beside the user's. One that names another volume than the user's claim has
+// now, or that lost its counterpart, is outdated.
+func pairPresence(v *view) cycle.Presence {
+	missing, partial, any := false, false, false
+	names := map[string]bool{}
+	for _, m := range v.members {
+		names[v.names.replicaClaim(m.Name)] = true
+		volume, claim := v.replica.volumes[m.Name], v.claim(v.names.replicaClaim(m.Name))
+		any = any || volume != nil || claim != nil
+		switch {
+		case volume != nil && !volume.DeletionTimestamp.IsZero(), claim != nil && !claim.DeletionTimestamp.IsZero():
+			partial = true
+		case volume == nil && claim != nil && claim.Status.Phase == corev1.ClaimLost:
+			return cycle.Outdated
+		case volume == nil, claim == nil:
+			missing = missing || true
+		case volume.Status.Phase == corev1.VolumeReleased, volume.Status.Phase == corev1.VolumeFailed:
+			return cycle.Outdated
+		case m.Volume != nil && m.Volume.Spec.CSI != nil && volume.Spec.CSI != nil && volume.Spec.CSI.VolumeHandle != m.Volume.Spec.CSI.VolumeHandle:
+			return cycle.Outdated
+		case claim.Status.Phase != corev1.ClaimBound:
+			partial = true
+		}
+	}
+	for i := range v.claims {
+		if v.claims[i].Labels[v1alpha1.LabelComponent] == componentReplica && !names[v.claims[i].Name] {
+			return cycle.Outdated // of a claim that is no member any more
+		}
+	}
+	switch {
+	case partial:
+		return cycle.Partial
+	case missing:
+		// Some of it may be there; making it again completes it.
+		return cycle.Absent
+	case !any:
+		return cycle.Absent
+	}
+	return cycle.Present
+}
+
+// receiverPresence is Present only when one pod, with the wanted configuration, is ready.
+func receiverPresence(v *view) (cycle.Presence, string) {
+	var pods []*corev1.Pod
+	for i := range v.pods {
+		if v.pods[i].Labels[v1alpha1.LabelComponent] == v1alpha1.ComponentReceiver {
+			pods = append(pods, &v.pods[i])
+		}
+	}
+	d := v.replica.deployment
+	switch {
+	case d == nil && len(pods) == 0:
+		return cycle.Absent, ""
+	case d == nil || !d.DeletionTimestamp.IsZero():
+		return cycle.Partial, "its former pods are ending"
+	case d.Spec.Template.Labels[labelConfig] != v.replica.digest:
+		return cycle.Outdated, ""
+	}
+	trouble := ""
+	ready := 0
+	for _, pod := range pods {
+		switch {
+		case !pod.DeletionTimestamp.IsZero() || pod.Labels[labelConfig] != v.replica.digest:
+			trouble = "its former pod " + pod.Name + " is ending"
+		case podReady(pod):
+			ready++
+		default:
+			trouble = podTrouble(pod)
+		}
+	}
+	if ready == 1 && trouble == "" {
+		return cycle.Present, ""
+	}
+	return cycle.Partial, trouble
+}
+
+func podReady(pod *corev1.Pod) bool {
+	for _, condition := range pod.Status.Conditions {
+		if condition.Type == corev1.PodReady {
+			return condition.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// targetConfig is what the receiver should run with. The epoch is the one in force here: a source with a smaller one is refused.
+func (r *Reconciler) targetConfig(v *view) engine.TargetConfig {
+	c := engine.TargetConfig{
+		Replication: v.key().String(), Epoch: uint64(max(v.rep.Status.Epoch, 1)), ReplicaHolds: engine.HoldsData, Spool: spoolDir,
+		Listen: fmt.Sprintf(":%d", dataPort), StatusListen: fmt.Sprintf(":%d", statusPort), IdentityDir: identityDir,
+		PeerIdentity: identity.ReplicationURI(v.peerCluster(), v.rep.Namespace, v.rep.Name), ManagerIdentity: identity.ManagerURI(r.Cluster),
+	}
+	if spool := v.claim(v.names.spool()); spool != nil && spool.Annotations[annotationHolds] == string(engine.HoldsNothing) {
+		c.ReplicaHolds = engine.HoldsNothing
+	}
+	for i, m := range v.members {
+		c.Volumes = append(c.Volumes, engine.TargetVolume{Name: m.Name, Device: devicePath(i), Size: m.Size()})
+	}
+	return c
+}
+
+// configDigest names everything a receiver's pod depends on.
+func (r *Reconciler) configDigest(c engine.TargetConfig) (string, error) {
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("write configuration of the receiver: %w", err)
+	}
+	sum := sha256.Sum256(append(raw, r.Image...))
+	return hex.EncodeToString(sum[:5]), nil
+}
+
+func (r *Reconciler) receiverDeployment(v *view) *appsv1.Deployment {
+	labels := with(v.names.labels(v1alpha1.ComponentReceiver), labelConfig, v.replica.digest)
+	selector := map[string]string{v1alpha1.LabelReplication: v.rep.Name, v1alpha1.LabelRlink: v.rlink.RlinkName, v1alpha1.LabelComponent: v1alpha1.ComponentReceiver}
+	one := int32(1)
+	pod := r.podSpec("target", v.names.receiverConfig(v.replica.digest), v.names.receiver())
+	main := &pod.Containers[0]
+	main.Ports = append(main.Ports, corev1.ContainerPort{Name: "data", ContainerPort: dataPort})
+	main.ReadinessProbe = &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(dataPort)}},
+		PeriodSeconds: 1, FailureThreshold: 3,
+	}
+	pod.Volumes = append(pod.Volumes, corev1.Volume{Name: "spool", VolumeSource: corev1.VolumeSource{
+		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: v.names.spool()}}})
+	main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: "spool", MountPath: spoolDir})
+	for i, m := range v.members {
+		mountDevice(&pod, i, v.names.replicaClaim(m.Name))
+	}
+	return &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.receiver(), Labels: v.names.labels(v1alpha1.ComponentReceiver),
+			OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &one,
+			Selector: &metav1.LabelSelector{MatchLabels: selector},
+			// Two receivers would write one volume.
+			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: pod},
+		},
+	}
+}
+
+func receiverService(v *view) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.receiver(), Labels: v.names.labels(v1alpha1.ComponentReceiver),
+			OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+		Spec: corev1.ServiceSpec{
+			Selector: map[string]string{v1alpha1.LabelReplication: v.rep.Name, v1alpha1.LabelRlink: v.rlink.RlinkName, v1alpha1.LabelComponent: v1alpha1.ComponentReceiver},
+			Ports:    []corev1.ServicePort{{Name: "data", Port: dataPort, TargetPort: intstr.FromInt32(dataPort)}},
+		},
+	}
+}
+
+// replicaVolume is a second, static volume over the storage of a member's: the same handle as a block device. It carries no file
+// system type, is kept when its claim goes, and knows its claim by name alone, so that neither removes the user's data.
+func replicaVolume(v *view, m snapshot.Member) *corev1.PersistentVolume {
+	block := corev1.PersistentVolumeBlock
+	csi := m.Volume.Spec.CSI.DeepCopy()
+	csi.FSType = ""
+	return &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: v.names.replicaVolume(m.Name), Labels: v.names.labels(componentReplica),
+			Annotations: map[string]string{v1alpha1.AnnotationVolume: m.Name}},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity:                      maps.Clone(m.Volume.Spec.Capacity),
+			PersistentVolumeSource:        corev1.PersistentVolumeSource{CSI: csi},
+			AccessModes:                   []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			ClaimRef:                      &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: v.rep.Namespace, Name: v.names.replicaClaim(m.Name)},
+			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
+			VolumeMode:                    &block,
+			NodeAffinity:                  m.Volume.Spec.NodeAffinity.DeepCopy(),
+			MountOptions:                  nil,
+		},
+	}
+}
+
+func replicaClaim(v *view, m snapshot.Member) *corev1.PersistentVolumeClaim {
+	block, none := corev1.PersistentVolumeBlock, ""
+	return &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.replicaClaim(m.Name), Labels: v.names.labels(componentReplica),
+			Annotations: map[string]string{v1alpha1.AnnotationVolume: m.Name}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &block,
+			// No class, or a provisioner would make a volume before the static one is found.
+			StorageClassName: &none, VolumeName: v.names.replicaVolume(m.Name),
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: m.Volume.Spec.Capacity[corev1.ResourceStorage]}},
+		},
+	}
+}
+
+// spoolClaim must hold one whole delta, which may be the whole group.
+func spoolClaim(v *view, holds engine.Content) *corev1.PersistentVolumeClaim {
+	size := int64(spoolSpare)
+	for _, m := range v.members {
+		size += m.Size() + m.Size()/20
+	}
+	quantity := *resource.NewQuantity(size, resource.BinarySI)
+	if v.rlink.SpoolSize != nil {
+		quantity = *v.rlink.SpoolSize
+	}
+	files := corev1.PersistentVolumeFilesystem
+	return &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.spool(), Labels: v.names.labels(componentSpool),
+			Annotations: map[string]string{annotationHolds: string(holds)}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &files,
+			StorageClassName: v.members[0].Claim.Spec.StorageClassName,
+			Resources:        corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: quantity}},
+		},
+	}
+}
+
+// holds tells what the volumes hold before a first replica is begun on them: nothing only when every claim was made for this
+// Replication, lately, and neither a replica nor a pod was ever on it. A pod leaves at least a file system, and the
+// scheduler leaves its choice of node on claims that waited for one.
+func holds(v *view) engine.Content {
+	for _, m := range v.members {
+		a := m.Claim.Annotations
+		fresh := v.now.Sub(m.Claim.CreationTimestamp.Time) < freshFor
+		if a[annotationCreatedFor] != v.rep.Name || a[annotationUsed] != "" || a["volume.kubernetes.io/selected-node"] != "" || !fresh {
+			return engine.HoldsData
+		}
+	}
+	return engine.HoldsNothing
+}
+
+// configMapOf is the ConfigMap a receiver was started with.
+func configMapOf(d *appsv1.Deployment) string {
+	i := slices.IndexFunc(d.Spec.Template.Spec.Volumes, func(volume corev1.Volume) bool { return volume.Name == "config" && volume.ConfigMap != nil })
+	if i < 0 {
+		return ""
+	}
+	return d.Spec.Template.Spec.Volumes[i].ConfigMap.Name
+}

@@ -1,0 +1,113 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/cycle"
+	"lifeboat.dev/lifeboat/internal/snapshot"
+)
+
+// remove takes everything away that was made for a Replication, then lets it go. The user's claims stay, and so do recovery points
+// when they shall. The peer is not asked, so it also ends when the peer is gone. What was asked to be removed and still hangs on
+// somebody else's finalizer after deletionPatience goes by itself later: nothing is waited for without an end.
+func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (time.Duration, error) {
+	if !controllerutil.ContainsFinalizer(rep, finalizer) {
+		return 0, nil
+	}
+	v := &view{now: r.Now().UTC(), rep: rep, rlink: rep.Spec.Rlinks[0]}
+	v.names = names{rep.Namespace, rep.Name, v.rlink.RlinkName}
+	v.status = linkStatus(&rep.Status, v.rlink.RlinkName)
+	if err := r.observeMade(ctx, v); err != nil {
+		return 0, err
+	}
+	// Members are read for the names of their replica volumes alone; a group that is gone leaves those of the claims.
+	if group, err := r.group(ctx, rep); err == nil && group != nil {
+		if v.members, err = snapshot.Members(ctx, r.Live, group); err != nil {
+			v.members = nil
+		}
+	}
+	for _, name := range rep.Status.Claims {
+		if v.member(name) == nil {
+			v.members = append(v.members, snapshot.Member{Name: name})
+		}
+	}
+	if err := r.removeAll(ctx, v); err != nil {
+		return 0, err
+	}
+	left, err := r.left(ctx, v)
+	if err != nil {
+		return 0, err
+	}
+	if left && v.now.Sub(rep.DeletionTimestamp.Time) < deletionPatience {
+		return cycle.Quick, nil
+	}
+	r.forget(v.key())
+	controllerutil.RemoveFinalizer(rep, finalizer)
+	if err := r.Client.Update(ctx, rep); client.IgnoreNotFound(err) != nil {
+		return 0, fmt.Errorf("let replication %s go: %w", v.key(), err)
+	}
+	return time.Hour, nil
+}
+
+// removeAll asks for everything to be removed. Order: what writes first, then what it writes through, then what it kept.
+func (r *Reconciler) removeAll(ctx context.Context, v *view) error {
+	var err error
+	if v.replica.deployment, err = lookFor(ctx, r.Live, client.ObjectKey{Namespace: v.rep.Namespace, Name: v.names.receiver()}, &appsv1.Deployment{}); err != nil {
+		return err
+	}
+	errs := []error{r.removeReceiver(ctx, v)}
+	for _, job := range v.jobs {
+		errs = append(errs, r.delete(ctx, &batchv1.Job{}, v.rep.Namespace, job.Name), r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, job.Name))
+	}
+	for _, pod := range v.pods {
+		if pod.DeletionTimestamp.IsZero() {
+			errs = append(errs, r.delete(ctx, &corev1.Pod{}, v.rep.Namespace, pod.Name))
+		}
+	}
+	errs = append(errs, r.removePair(ctx, v))
+	for _, claim := range v.claims {
+		errs = append(errs, r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, claim.Name))
+	}
+	for _, s := range v.snapshots {
+		if s.Purpose == snapshot.ForSession || !v.rlink.RetainSnapshotsOnDeletion {
+			errs = append(errs, snapshot.Delete(ctx, r.Client, v.rep.Namespace, s.Name))
+		}
+	}
+	for _, name := range []string{v.names.mover(), v.names.receiver()} {
+		errs = append(errs, r.delete(ctx, &corev1.Secret{}, v.rep.Namespace, name))
+	}
+	return errors.Join(errs...)
+}
+
+// left reports whether anything that was to be removed is still there.
+func (r *Reconciler) left(ctx context.Context, v *view) (bool, error) {
+	again := &view{rep: v.rep}
+	if err := r.observeMade(ctx, again); err != nil {
+		return false, err
+	}
+	for _, s := range again.snapshots {
+		if s.Purpose == snapshot.ForSession || !v.rlink.RetainSnapshotsOnDeletion {
+			return true, nil
+		}
+	}
+	if len(again.jobs)+len(again.pods)+len(again.claims) > 0 {
+		return true, nil
+	}
+	for _, m := range v.members {
+		volume, err := lookFor(ctx, r.Live, client.ObjectKey{Name: v.names.replicaVolume(m.Name)}, &corev1.PersistentVolume{})
+		if err != nil || volume != nil {
+			return volume != nil, err
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,311 @@
+package replication
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/condition"
+	"lifeboat.dev/lifeboat/internal/cycle"
+	"lifeboat.dev/lifeboat/internal/mover/engine"
+	"lifeboat.dev/lifeboat/internal/snapshot"
+)
+
+const (
+	resultCommitted = "Committed"
+	resultFailed    = "Failed"
+	// maxHistory is how many ended sessions are shown beside the newest.
+	maxHistory = 10
+)
+
+// Reasons of conditions beside those of package cycle.
+const (
+	reasonActFailed       = "StepFailed"
+	reasonRecoveryPoint   = "RecoveryPoint"
+	reasonNoRecoveryPoint = "NoRecoveryPoint"
+	reasonSessionFailed   = "SessionFailed"
+	reasonSource          = "Source"
+	reasonReplica         = "Replica"
+	reasonPromoting       = "Promoting"
+)
+
+// tell writes what was seen, decided and done into the status. What is remembered changes only when the step went through.
+func (r *Reconciler) tell(v *view, d cycle.Decision, acted error) {
+	status := &v.rep.Status
+	if acted == nil {
+		r.remember(v, d)
+	}
+	status.ObservedGeneration = v.rep.Generation
+	status.Phase = d.Phase
+	// A session's members stay while it runs, and a group that cannot be read right now has not become empty.
+	if len(v.members) > 0 {
+		status.Claims = v.memberNames()
+	}
+	status.PrimaryCluster = r.primary(v)
+	v.status.WaitingFor = waitingFor(d)
+	v.status.ReceiverReady = receiverReady(v, d)
+	v.status.Objects = objects(v)
+	tellSchedule(v, d)
+	tellProgress(v, d)
+	tellConditions(v, d, acted)
+}
+
+// remember changes what the next look builds on.
+func (r *Reconciler) remember(v *view, d cycle.Decision) {
+	switch d.Step {
+	case cycle.TakeRole:
+		v.rep.Status.Role, v.rep.Status.Epoch = v.wanted().Role, v.wanted().Epoch
+		if v.target != nil {
+			v.status.BasePoint, v.status.NextRun, v.status.RecoveryPoints = "", nil, nil
+		}
+		r.forget(v.key())
+	case cycle.StartSession:
+		v.status.Session = &v1alpha1.SessionStatus{
+			Point: v.point, Trigger: d.Trigger, TriggerNow: v.rep.Spec.TriggerNow, Claims: v.memberNames(),
+			Epoch: v.rep.Status.Epoch, StartedAt: metav1.NewMicroTime(v.now),
+		}
+	case cycle.RecordCut:
+		at := metav1.NewTime(cutAt(v))
+		v.status.Session.CutAt = &at
+	case cycle.CommitSession:
+		end(v, resultCommitted, "", v.report)
+	case cycle.FailSession:
+		end(v, resultFailed, d.Message, v.report)
+	case cycle.SealSpool:
+		if applied := v.source.Replica.State.Applied; applied.Point != "" {
+			v.status.RecoveryPoint = point(applied, nil)
+		}
+	case cycle.RecordPoint:
+		record(v, v.target.Replica.State.Applied)
+	}
+}
+
+// cutAt is the instant of the running session: that of the snapshot cut first.
+func cutAt(v *view) time.Time {
+	var first time.Time
+	for _, s := range v.snapshots {
+		if s.Point != v.status.Session.Point || s.Purpose != snapshot.ForSession {
+			continue
+		}
+		at := s.CutAt
+		if at.IsZero() {
+			at = s.CreatedAt
+		}
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+	}
+	return first
+}
+
+// end moves the running session into the history. A committed one is the recovery point from now on, and its snapshots, if they
+// are still there, the base of the next.
+func end(v *view, result, message string, report *engine.Report) {
+	s := v.status.Session
+	ended := v1alpha1.SessionReport{Point: s.Point, Result: result, Trigger: s.Trigger, TriggerNow: s.TriggerNow, Message: message,
+		StartedAt: s.StartedAt, FinishedAt: metav1.NewMicroTime(v.now)}
+	if report != nil {
+		ended.Tier, ended.TierReason = v1alpha1.Tier(report.Tier), report.TierReason
+		ended.BytesRead, ended.BytesChanged, ended.BytesSent, ended.BytesResent = report.BytesRead, report.BytesChanged, report.BytesSent, report.BytesResent
+		ended.Attempts = int32(report.Attempts)
+	}
+	if last := v.status.LastSession; last != nil {
+		v.status.History = slices.Insert(v.status.History, 0, *last)
+		v.status.History = v.status.History[:min(len(v.status.History), maxHistory)]
+	}
+	v.status.LastSession, v.status.Session = &ended, nil
+	if result != resultCommitted {
+		return
+	}
+	v.status.RecoveryPoint = &v1alpha1.RecoveryPoint{Point: s.Point, Epoch: s.Epoch, Time: metav1.NewTime(s.StartedAt.Time)}
+	if s.CutAt != nil {
+		v.status.RecoveryPoint.Time = *s.CutAt
+	}
+	v.status.BasePoint = s.Point
+	for _, claim := range s.Claims {
+		if find(v, s.Point, snapshot.ForSession, claim) == nil {
+			v.status.BasePoint = ""
+		}
+	}
+}
+
+func point(p cycle.Recovery, snapshots []string) *v1alpha1.RecoveryPoint {
+	return &v1alpha1.RecoveryPoint{Point: p.Point, Time: metav1.NewTime(p.Time), Epoch: p.Epoch, Snapshots: snapshots}
+}
+
+// record notes the applied point, and the list of those that are kept as snapshots, newest first.
+func record(v *view, applied cycle.Recovery) {
+	known := map[string]v1alpha1.RecoveryPoint{applied.Point: *point(applied, nil)}
+	for _, former := range v.status.RecoveryPoints {
+		known[former.Point] = former
+	}
+	names := map[string][]string{}
+	for _, s := range v.snapshots {
+		if s.Purpose == snapshot.ForRecovery && !s.Deleting {
+			names[s.Point] = append(names[s.Point], s.Name)
+		}
+	}
+	var list []v1alpha1.RecoveryPoint
+	for _, p := range kept(v.snapshots) {
+		entry, ok := known[p.ID]
+		if !ok {
+			// Taken in a former life of this Replication: the snapshots are all that tells of it.
+			entry = v1alpha1.RecoveryPoint{Point: p.ID, Time: metav1.NewTime(p.Time)}
+		}
+		entry.Snapshots = names[p.ID]
+		list = append(list, entry)
+	}
+	slices.SortFunc(list, func(a, b v1alpha1.RecoveryPoint) int { return b.Time.Compare(a.Time.Time) })
+	v.status.RecoveryPoints = list
+	v.status.RecoveryPoint = point(applied, names[applied.Point])
+}
+
+// primary is the cluster that may write, as far as this side knows.
+func (r *Reconciler) primary(v *view) string {
+	if v.rep.Status.Role == v1alpha1.RoleTarget {
+		return v.peerCluster()
+	}
+	return r.Cluster
+}
+
+func waitingFor(d cycle.Decision) string {
+	if d.Step == cycle.Rest && d.Reason != cycle.ReasonSuspended && d.Reason != cycle.ReasonRetryLater {
+		return ""
+	}
+	if d.Step != cycle.Wait && d.Step != cycle.Rest && d.Ready {
+		return ""
+	}
+	return d.Message
+}
+
+// receiverReady is what lets the source begin: the receiver takes sessions, and nothing it committed is still to be recorded.
+func receiverReady(v *view, d cycle.Decision) bool {
+	if v.target == nil || v.rep.Status.Role != v1alpha1.RoleTarget || v.inForce() != v.wanted() {
+		return false
+	}
+	settled := d.Step == cycle.Rest || d.Step == cycle.DropRecoveryPoints
+	return settled && v.state != nil && v.state.Ready
+}
+
+// objects lists what serves the link, as kind/name.
+func objects(v *view) []string {
+	var out []string
+	for _, job := range v.jobs {
+		out = append(out, "Job/"+job.Name)
+	}
+	if d := v.replica.deployment; d != nil {
+		out = append(out, "Deployment/"+d.Name)
+	}
+	for _, claim := range v.claims {
+		out = append(out, "PersistentVolumeClaim/"+claim.Name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// tellSchedule saves what the schedule promised. A session that begins takes the instant that was due with it.
+func tellSchedule(v *view, d cycle.Decision) {
+	if v.source == nil || !v.source.Scheduled {
+		v.status.NextRun = nil
+		return
+	}
+	look := v.source.Look
+	if v.source.Session != nil {
+		return
+	}
+	next := look.Next
+	if d.Step == cycle.StartSession {
+		next = look.After
+	}
+	v.status.MissedRuns += look.Skipped
+	v.status.NextRun = nil
+	if !next.IsZero() {
+		at := metav1.NewTime(next)
+		v.status.NextRun = &at
+	}
+}
+
+// tellProgress shows where the running session is.
+func tellProgress(v *view, d cycle.Decision) {
+	s := v.status.Session
+	if s == nil {
+		return
+	}
+	s.Phase, s.Message = sessionPhase(v, d), d.Message
+	if v.source == nil || v.state == nil {
+		return
+	}
+	s.BytesDone, s.BytesTotal, s.BytesPerSecond = v.state.BytesDone, v.state.BytesTotal, v.state.BytesPerSecond
+	s.Percent, s.ETASeconds, s.Tier = int32(v.state.Percent), v.state.ETASeconds, v1alpha1.Tier(v.state.Tier)
+}
+
+func sessionPhase(v *view, d cycle.Decision) string {
+	switch {
+	case v.status.Session.CutAt == nil:
+		return "Snapshotting"
+	case d.Step == cycle.MakeClones, d.Step == cycle.RecordCut:
+		return "Cloning"
+	case v.state != nil && d.Step == cycle.FollowMover:
+		return string(v.state.Phase)
+	}
+	return "Starting"
+}
+
+func tellConditions(v *view, d cycle.Decision, acted error) {
+	set := func(kind string, status metav1.ConditionStatus, reason, message string) {
+		condition.Set(&v.rep.Status.Conditions, v.rep.Generation, kind, status, reason, message)
+	}
+	ready := metav1.ConditionFalse
+	if d.Ready {
+		ready = metav1.ConditionTrue
+	}
+	switch {
+	case acted != nil:
+		set(v1alpha1.ConditionReady, metav1.ConditionFalse, reasonActFailed, acted.Error())
+	// A running session does not hide what stands in the way of the next.
+	case v.problem != nil:
+		set(v1alpha1.ConditionReady, metav1.ConditionFalse, v.problem.Reason, v.problem.Message)
+	default:
+		set(v1alpha1.ConditionReady, ready, d.Reason, d.Message)
+	}
+	status, reason, message := replicated(v)
+	set(v1alpha1.ConditionReplicated, status, reason, message)
+	status, reason, message = promoted(v, d)
+	set(v1alpha1.ConditionPromoted, status, reason, message)
+}
+
+func replicated(v *view) (metav1.ConditionStatus, string, string) {
+	p := v.status.RecoveryPoint
+	last := v.status.LastSession
+	failed := v.rep.Status.Role == v1alpha1.RoleSource && last != nil && last.Result == resultFailed
+	switch {
+	case p == nil && failed:
+		return metav1.ConditionFalse, reasonSessionFailed, "no point was ever committed; the newest session failed: " + last.Message
+	case p == nil:
+		return metav1.ConditionFalse, reasonNoRecoveryPoint, "no session has been committed yet"
+	case failed:
+		return metav1.ConditionFalse, reasonSessionFailed, fmt.Sprintf("the newest recovery point is %s of %s; the newest session failed: %s", p.Point, p.Time.UTC().Format(time.RFC3339), last.Message)
+	}
+	return metav1.ConditionTrue, reasonRecoveryPoint, fmt.Sprintf("point %s of %s is committed%s", p.Point, p.Time.UTC().Format(time.RFC3339), atomicity(v))
+}
+
+// atomicity says honestly what the point is when the group has more than one member.
+func atomicity(v *view) string {
+	if n := len(v.rep.Status.Claims); n > 1 {
+		return fmt.Sprintf("; its %d members were snapshotted together, but not at one instant", n)
+	}
+	return ""
+}
+
+func promoted(v *view, d cycle.Decision) (metav1.ConditionStatus, string, string) {
+	switch {
+	case v.rep.Status.Role == v1alpha1.RoleSource:
+		return metav1.ConditionTrue, reasonSource, "the claims belong to the application"
+	case v.rep.Spec.Role == v1alpha1.RoleSource:
+		return metav1.ConditionFalse, reasonPromoting, d.Message
+	}
+	return metav1.ConditionFalse, reasonReplica, "the claims hold a replica: no pod may mount them"
+}
