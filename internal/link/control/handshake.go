@@ -61,15 +61,33 @@ func (h handshakes) dial(ctx context.Context, address string) (net.Conn, error) 
 	return conn, err
 }
 
-// ClientHandshake also watches the first bytes read after it: in TLS 1.3 the client's side of the handshake is over
-// before the server has judged the client's certificate, and the server's no arrives as the first thing read.
+// ClientHandshake also waits for the server's first word. In TLS 1.3 the client's side of the handshake is over before the
+// server has judged the client's certificate, and the server's no arrives as the first thing read; a client that writes
+// meanwhile may find the connection closed and never read it. Our server speaks first, so waiting costs nothing.
 func (h handshakes) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := h.TransportCredentials.ClientHandshake(ctx, authority, raw)
 	if err != nil {
 		h.note(err)
 		return nil, nil, err
 	}
-	return &firstRead{Conn: conn, note: h.note}, info, nil
+	first, err := readFirst(ctx, conn)
+	h.note(err)
+	if err != nil {
+		_ = conn.Close()
+		return nil, nil, fmt.Errorf("wait for the server: %w", err)
+	}
+	return &begun{Conn: conn, first: first}, info, nil
+}
+
+// readFirst reads what the server says first; ctx bounds the wait.
+func readFirst(ctx context.Context, conn net.Conn) ([]byte, error) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
+	buffer := make([]byte, 1024)
+	n, err := conn.Read(buffer)
+	if !stop() {
+		return nil, context.Cause(ctx)
+	}
+	return buffer[:n], err
 }
 
 // Clone keeps the memory: gRPC clones credentials as it likes.
@@ -77,17 +95,17 @@ func (h handshakes) Clone() credentials.TransportCredentials {
 	return handshakes{TransportCredentials: h.TransportCredentials.Clone(), last: h.last}
 }
 
-type firstRead struct {
+// begun is a connection of which the first bytes have been read.
+type begun struct {
 	net.Conn
-	note func(error)
-	done bool // only the one reader of the connection touches it
+	first []byte // only the one reader of the connection touches it
 }
 
-func (c *firstRead) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if !c.done {
-		c.done = true
-		c.note(err)
+func (c *begun) Read(p []byte) (int, error) {
+	if len(c.first) == 0 {
+		return c.Conn.Read(p)
 	}
-	return n, err
+	n := copy(p, c.first)
+	c.first = c.first[n:]
+	return n, nil
 }
