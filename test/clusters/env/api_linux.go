@@ -190,21 +190,38 @@ func (a *api) nodeReady(ctx context.Context, c Cluster) error {
 	return is(node.Status.Conditions, "Ready", "node "+c.Name)
 }
 
-func (a *api) deploymentReady(ctx context.Context, namespace, name string) error {
-	var d struct {
-		Metadata struct{ Generation int64 }
-		Status   struct {
-			ObservedGeneration int64
-			Conditions         []condition
+// controllerRuns tells whether a snapshot controller is ready that was started after since: what the API says of pods
+// right after a crash is from before it.
+func (a *api) controllerRuns(ctx context.Context, since time.Time) error {
+	var pods struct {
+		Items []struct {
+			Metadata struct{ Name string }
+			Status   struct {
+				Conditions        []condition
+				ContainerStatuses []struct {
+					State struct{ Running struct{ StartedAt time.Time } }
+				}
+			}
 		}
 	}
-	if err := a.get(ctx, "/apis/apps/v1/namespaces/"+namespace+"/deployments/"+name, &d); err != nil {
+	if err := a.get(ctx, "/api/v1/namespaces/kube-system/pods?labelSelector=app%3Dsnapshot-controller", &pods); err != nil {
 		return err
 	}
-	if d.Status.ObservedGeneration < d.Metadata.Generation {
-		return fmt.Errorf("deployment %s: its newest version is not seen yet", name)
+	for _, pod := range pods.Items {
+		if err := is(pod.Status.Conditions, "Ready", "pod "+pod.Metadata.Name); err != nil {
+			return err
+		}
+		for _, container := range pod.Status.ContainerStatuses {
+			// The API's times are whole seconds.
+			if container.State.Running.StartedAt.Before(since.Truncate(time.Second)) {
+				return fmt.Errorf("pod %s is from before the start", pod.Metadata.Name)
+			}
+		}
 	}
-	return is(d.Status.Conditions, "Available", "deployment "+name)
+	if len(pods.Items) == 0 {
+		return errors.New("no pod of the snapshot controller yet")
+	}
+	return nil
 }
 
 func is(conditions []condition, want, what string) error {

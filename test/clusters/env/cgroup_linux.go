@@ -127,23 +127,8 @@ func processes(c Cluster) ([]int, error) {
 	}
 	seen := map[int]bool{}
 	for _, mount := range mounts {
-		err := filepath.WalkDir(filepath.Join(mount, c.cgroup()), func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.IsDir() {
-				return ignoreMissing(err)
-			}
-			text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-			if err != nil {
-				return nil // the group went away meanwhile
-			}
-			for _, field := range strings.Fields(string(text)) {
-				if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
-					seen[pid] = true
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
+		for _, pid := range processesBelow(filepath.Join(mount, c.cgroup())) {
+			seen[pid] = true
 		}
 	}
 	all := make([]int, 0, len(seen))
@@ -151,6 +136,28 @@ func processes(c Cluster) ([]int, error) {
 		all = append(all, pid)
 	}
 	return all, nil
+}
+
+// processesBelow lists the processes of one cgroup and of those below it. Groups that go away meanwhile have none.
+func processesBelow(top string) []int {
+	var all []int
+	// The function returns only nil, so WalkDir does.
+	_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil
+		}
+		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if err != nil {
+			return nil
+		}
+		for _, field := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+				all = append(all, pid)
+			}
+		}
+		return nil
+	})
+	return all
 }
 
 func ignoreMissing(err error) error {

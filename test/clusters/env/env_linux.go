@@ -205,7 +205,7 @@ func (e *Env) start(ctx context.Context, c Cluster, b *Build) error {
 		return fmt.Errorf("%w\n%s", err, e.lastWords(c))
 	}
 	return await(ctx, patience, c.Name+": snapshot controller", running, func() error {
-		return a.deploymentReady(ctx, "kube-system", "snapshot-controller")
+		return a.controllerRuns(ctx, begun)
 	})
 }
 
@@ -361,7 +361,8 @@ func (e *Env) Command(ctx context.Context, name string, command ...string) (*exe
 	// The pid namespace has to be entered with the mount namespace: the new /proc knows only processes of its own.
 	args := append([]string{"-t", fmt.Sprint(init.PID), "-m", "-u", "-i", "-n", "-p", "--"}, command...)
 	cmd := exec.CommandContext(ctx, "nsenter", args...)
-	cmd.Env = append(os.Environ(), "PATH="+inBin+":/usr/sbin:/usr/bin:/sbin:/bin", "CONTAINERD_NAMESPACE=k8s.io")
+	cmd.Env = append(cmd.Environ(), "PATH="+inBin+":/usr/sbin:/usr/bin:/sbin:/bin", "CONTAINERD_NAMESPACE=k8s.io",
+		"KUBECONFIG="+inNode+"/etc/admin.kubeconfig", "HOME=/root")
 	return cmd, nil
 }
 

@@ -146,7 +146,7 @@ func (e *Env) crash(c Cluster) error {
 	if err := killAll(c); err != nil {
 		return err
 	}
-	if err := detachLoops(c.CSIDir()); err != nil {
+	if err := detachLoops(c); err != nil {
 		return err
 	}
 	if err := unplug(context.Background(), c); err != nil {

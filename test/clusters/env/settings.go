@@ -29,8 +29,8 @@ func (e *Env) settings(c Cluster, b *Build) (machine.Spec, error) {
 	if err := os.Symlink("/run", c.path("var/run")); err != nil && !os.IsExist(err) {
 		return machine.Spec{}, err
 	}
-	for user, file := range map[string]string{"kubelet": "kubelet", "controller-manager": "controller-manager", "scheduler": "scheduler", "proxy": "proxy"} {
-		text, err := kubeconfig([]Cluster{c}, file)
+	for _, user := range []string{"kubelet", "controller-manager", "scheduler", "proxy", "admin"} {
+		text, err := kubeconfig([]Cluster{c}, user)
 		if err != nil {
 			return machine.Spec{}, err
 		}
