@@ -182,4 +182,3 @@ func humanBytes(n int64) string {
 	}
 	return fmt.Sprintf("%.3g %ciB", v, units[u])
 }
-
