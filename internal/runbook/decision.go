@@ -24,9 +24,9 @@ const (
 	Capture Action = "Capture"
 	// Sync: trigger a session with Decision.Token.
 	Sync Action = "Sync"
-	// Stop: take the application offline here.
+	// Stop: take the application offline here; when all of it is gone, enter Decision.Step, if one is given.
 	Stop Action = "Stop"
-	// Grant: save the grant of Decision.Epoch to Decision.Peer. From that write on this cluster may not write.
+	// GrantEpoch: save the grant of Decision.Epoch to Decision.Peer. From that write on this cluster may not write.
 	GrantEpoch Action = "Grant"
 	// Demote: ask the Replication to be target in Decision.Epoch.
 	Demote Action = "Demote"

@@ -177,14 +177,17 @@ func TestBrokenRulesAreCaught(t *testing.T) {
 			return Next(s)
 		}},
 		{"believes the application stopped", "a writable primary holds every acknowledged write", func(s Seen) Decision {
-			s.App.State = AppStopped
-			return Next(s)
+			s.App.Stopped = true
+			if d := Next(s); d.Action != Stop {
+				return d
+			}
+			return enter(v1alpha1.StepFinalSync, "")
 		}},
 		{"hands over the point of the session before", "a writable primary holds every acknowledged write", func(s Seen) Decision {
 			if o := s.Own.Operation; o != nil && o.Step == v1alpha1.StepFinalSync {
 				return enter(v1alpha1.StepHandover, "")
 			}
-			if o := s.Own.Operation; o != nil && o.Step == v1alpha1.StepHandover && StandingOf(s.Self, s.Own) == Primary && s.App.State == AppStopped && s.Peers[0].Data != nil {
+			if o := s.Own.Operation; o != nil && o.Step == v1alpha1.StepHandover && StandingOf(s.Self, s.Own) == Primary && s.App.Stopped && s.Peers[0].Data != nil {
 				return Decision{Action: GrantEpoch, Peer: o.To, Epoch: s.Own.Epoch + 1, Point: s.Peers[0].Data.newest()}
 			}
 			return Next(s)

@@ -116,7 +116,7 @@ func standby(s Seen) Decision {
 	case s.Own.Wanted != s.Own.Primary:
 		return Decision{Action: Align, Reason: ReasonAligning, Peer: s.Own.Primary, Message: fmt.Sprintf(
 			"spec.primaryCluster said %s, the primary is %s; a move is asked for there", s.Own.Wanted, s.Own.Primary)}
-	case s.App.State == AppRunning || s.App.State == AppPartly:
+	case s.App.Known && !s.App.Stopped:
 		return rest(ReasonApplicationOnStandby, "cluster %s is primary, but workloads of the application run here: %s", s.Own.Primary, s.App.Waiting)
 	}
 	return rest(ReasonStandby, "cluster %s runs the application", s.Own.Primary)
@@ -162,7 +162,7 @@ func (s Seen) precheck(to string) (Decision, bool) {
 	if p.AppRuns == Yes {
 		return refuse(ReasonApplicationOnPeer, "workloads of the application already run on cluster %s: stop them there first", to), false
 	}
-	if s.App.State == AppUnknown {
+	if !s.App.Known {
 		return rest(ReasonApplicationUnknown, "the application's workloads cannot be read%s", because(s.App.Waiting)), false
 	}
 	if !s.Data.Named {
@@ -253,10 +253,13 @@ func (s Seen) captureObjects(target *Peer) Decision {
 }
 
 // sync runs one session and takes the following step when it is committed.
-func (s Seen) sync(following v1alpha1.OperationStep, attempts int) Decision {
+func (s Seen) sync(following v1alpha1.OperationStep, tries int) Decision {
 	o := s.Own.Operation
 	token := Token(*o)
 	session, answered := s.Data.answer(token)
+	if session.Early {
+		session.State, session.Message = SessionFailed, "it began before it was asked for"
+	}
 	switch {
 	case !answered && s.Data.Trigger != token:
 		return Decision{Action: Sync, Reason: ReasonSessionRunning, Token: token, Message: "asking for a session"}
@@ -264,8 +267,8 @@ func (s Seen) sync(following v1alpha1.OperationStep, attempts int) Decision {
 		return rest(ReasonSessionRunning, "waiting for the session to start%s", because(s.Data.Waiting))
 	case session.State == SessionRunning:
 		return rest(ReasonSessionRunning, "session %s runs%s", session.Point, because(session.Message))
-	case session.State == SessionFailed && attempts >= max(1, s.Limits.SyncAttempts):
-		return undo(ReasonSessionFailed, "session %s failed, the last of %d tries%s", session.Point, attempts, because(session.Message))
+	case session.State == SessionFailed && tries >= s.attempts():
+		return undo(ReasonSessionFailed, "session %s failed, the last of %d tries%s", session.Point, tries, because(session.Message))
 	case session.State == SessionFailed:
 		return Decision{Action: Enter, Reason: ReasonSessionRetried, Step: o.Step, Message: fmt.Sprintf("session %s failed and is tried again%s", session.Point, because(session.Message))}
 	}
@@ -274,32 +277,31 @@ func (s Seen) sync(following v1alpha1.OperationStep, attempts int) Decision {
 	return d
 }
 
-// offline ends only when no pod is left: what a pod still writes would not be in the final session.
+// offline ends only when whoever stops the application says that all of it is gone: what a pod still writes would
+// not be in the final session. How it looks from outside is not enough, a controller may be about to start one more pod.
 func (s Seen) offline() Decision {
-	switch {
-	case s.App.State == AppStopped && s.Data.Named:
-		return enter(v1alpha1.StepFinalSync, "the application is offline")
-	case s.App.State == AppStopped:
-		return enter(v1alpha1.StepHandover, "the application is offline")
-	case s.Limits.Stop > 0 && s.InStep >= s.Limits.Stop:
+	if s.Limits.Stop > 0 && s.InStep >= s.Limits.Stop && !s.App.Stopped {
 		return undo(ReasonOfflineTimedOut, "the application did not stop within %s: %s", s.Limits.Stop, s.App.Waiting)
 	}
-	return Decision{Action: Stop, Reason: ReasonApplicationStopping, Message: "taking the application offline" + waiting(s.App.Waiting)}
+	following := v1alpha1.StepFinalSync
+	if !s.Data.Named {
+		following = v1alpha1.StepHandover
+	}
+	return Decision{Action: Stop, Reason: ReasonApplicationStopping, Step: following, Message: "taking the application offline"}
 }
 
 // stillOffline guards the steps after Offline: something that starts the application again makes the
 // final session worthless, so the application is stopped again and another final session is cut.
 func (s Seen) stillOffline() (Decision, bool) {
-	o := s.Own.Operation
 	switch {
-	case s.App.State == AppStopped:
-		return Decision{}, true
-	case s.App.State == AppUnknown:
+	case !s.App.Known:
 		return rest(ReasonApplicationUnknown, "the application's workloads cannot be read%s", because(s.App.Waiting)), false
-	case o.FinalSyncs >= max(1, s.Limits.SyncAttempts):
+	case s.App.Stopped:
+		return Decision{}, true
+	case s.Own.Operation.Offlines >= s.attempts():
 		return undo(ReasonApplicationStarted, "something keeps starting the application during the move: %s", s.App.Waiting), false
 	}
-	return Decision{Action: Enter, Reason: ReasonApplicationStarted, Step: v1alpha1.StepOffline, Message: "the application was started again during the move and is stopped once more" + waiting(s.App.Waiting)}, false
+	return Decision{Action: Enter, Reason: ReasonApplicationStarted, Step: v1alpha1.StepOffline, Message: "the application was started again during the move and is stopped once more" + because(s.App.Waiting)}, false
 }
 
 func (s Seen) finalSync() Decision {
@@ -322,7 +324,7 @@ func (s Seen) handover(target *Peer) Decision {
 			return enter(v1alpha1.StepFinalSync, "no final session is recorded")
 		case target.Data == nil:
 			return rest(ReasonReplicationNotReady, "the Replication on cluster %s cannot be read%s", o.To, because(target.Trouble))
-		case !target.Data.holds(o.FinalPoint, s.Own.Epoch) && s.InStep >= s.Limits.Hold && o.FinalSyncs >= max(1, s.Limits.SyncAttempts):
+		case !target.Data.holds(o.FinalPoint, s.Own.Epoch) && s.InStep >= s.Limits.Hold && o.FinalSyncs >= s.attempts():
 			return undo(ReasonPointNotHeld, "cluster %s does not show recovery point %s, its newest is %s", o.To, o.FinalPoint, target.Data.newest())
 		case !target.Data.holds(o.FinalPoint, s.Own.Epoch) && s.InStep >= s.Limits.Hold:
 			return Decision{Action: Enter, Reason: ReasonPointNotHeld, Step: v1alpha1.StepFinalSync, Message: fmt.Sprintf("cluster %s does not show recovery point %s; another final session is cut", o.To, o.FinalPoint)}
@@ -337,7 +339,7 @@ func (s Seen) handover(target *Peer) Decision {
 func undoing(s Seen) Decision {
 	o := s.Own.Operation
 	if o.Step != v1alpha1.StepComplete {
-		return Decision{Action: Start, Reason: ReasonRollingBack, Step: v1alpha1.StepComplete, Message: "putting the application back online" + waiting(s.App.Waiting)}
+		return Decision{Action: Start, Reason: ReasonRollingBack, Step: v1alpha1.StepComplete, Message: "putting the application back online"}
 	}
 	if o.Undo == ReasonAbortedByEdit {
 		return Decision{Action: Close, Reason: ReasonRequestReversed, Result: Aborted, Message: "the move was aborted by an edit; the application runs on this cluster"}
@@ -358,8 +360,8 @@ func handedOver(s Seen) Decision {
 	switch {
 	case s.owesDemotion():
 		return s.demote(grant.Epoch)
-	case s.App.State == AppRunning || s.App.State == AppPartly:
-		return Decision{Action: Stop, Reason: ReasonApplicationStopping, Message: fmt.Sprintf("epoch %d is handed over to cluster %s; keeping the application offline here%s", grant.Epoch, grant.To, waiting(s.App.Waiting))}
+	case s.App.Known && !s.App.Stopped:
+		return Decision{Action: Stop, Reason: ReasonApplicationStopping, Message: fmt.Sprintf("epoch %d is handed over to cluster %s; keeping the application offline here", grant.Epoch, grant.To)}
 	}
 	if claimant, epoch := s.newestClaim(); epoch >= grant.Epoch && claimant != s.Self {
 		return follow(claimant, epoch)
@@ -420,14 +422,14 @@ func taking(s Seen) Decision {
 func (s Seen) verify() Decision {
 	finish := Decision{Action: Finish, Reason: ReasonApplicationReady, Peer: s.Self, Step: v1alpha1.StepComplete, Message: "the application is ready"}
 	switch {
-	case s.App.State == AppRunning:
+	case s.App.Known && s.App.Ready:
 		return finish
 	case s.Limits.Ready > 0 && s.InStep >= s.Limits.Ready:
 		finish.Reason = ReasonApplicationNotReady
-		finish.Message = fmt.Sprintf("the application was restored, but was not ready after %s%s", s.Limits.Ready, waiting(s.App.Waiting))
+		finish.Message = fmt.Sprintf("the application was restored, but was not ready after %s%s", s.Limits.Ready, because(s.App.Waiting))
 		return finish
 	}
-	return rest(ReasonApplicationStarting, "waiting for the application to be ready%s", waiting(s.App.Waiting))
+	return rest(ReasonApplicationStarting, "waiting for the application to be ready%s", because(s.App.Waiting))
 }
 
 // target finds the cluster a move goes to, fit to take part now; otherwise the decision says what is missing.
@@ -467,6 +469,8 @@ func (s Seen) sourceReady() (Decision, bool) {
 	}
 	return Decision{}, true
 }
+
+func (s Seen) attempts() int { return max(1, s.Limits.Attempts) }
 
 func (s Seen) promotionAsked(epoch int64) bool {
 	return s.Data.Role == v1alpha1.RoleSource && s.Data.Epoch == epoch
@@ -582,13 +586,6 @@ func because(text string) string {
 		return ""
 	}
 	return ": " + text
-}
-
-func waiting(text string) string {
-	if text == "" {
-		return ""
-	}
-	return ": waiting for " + text
 }
 
 func orNothing(text string) string {

@@ -49,8 +49,8 @@ type Operation struct {
 	ID       string
 	From, To string
 	Step     v1alpha1.OperationStep
-	// PreSyncs and FinalSyncs count how often those steps were entered.
-	PreSyncs, FinalSyncs int
+	// PreSyncs, Offlines and FinalSyncs count how often those steps were entered.
+	PreSyncs, Offlines, FinalSyncs int
 	// Undo is status.operation.rollbackReason: why the operation is being undone; empty while it is not.
 	Undo string
 	// FinalPoint is the recovery point of the session that was cut with the application offline.
@@ -154,26 +154,21 @@ const (
 type Session struct {
 	Trigger string
 	State   SessionState
+	// Early is true when it began before the operation entered the step that asks for it: it cannot be the answer.
+	Early   bool
 	Point   string
 	Message string
 }
 
-// AppState is what the application's workloads do on this cluster. The zero value is not knowing.
-type AppState string
-
-// The states of the application. Running means every workload has what it asks for; Stopped means that no pod is
-// left and nothing will make one; Partly is everything between.
-const (
-	AppUnknown AppState = ""
-	AppRunning AppState = "Running"
-	AppPartly  AppState = "Partly"
-	AppStopped AppState = "Stopped"
-)
-
-// App is the application on this cluster.
+// App is the application on this cluster. An application that its users scaled to 0 is both stopped and ready.
 type App struct {
-	State AppState
-	// Waiting names what stands between it and the next state, as "1 pod of deployment/postgres".
+	// Known is false when its workloads could not be read now; nothing else means anything then.
+	Known bool
+	// Stopped: no workload wants a pod, and no pod is left.
+	Stopped bool
+	// Ready: every pod that is wanted is ready, and nothing is kept offline by an operation.
+	Ready bool
+	// Waiting names what runs or is not ready, as "Deployment web has 1 of 2 pods ready", or why it is not known.
 	Waiting string
 }
 
@@ -196,10 +191,10 @@ type Snapshot struct {
 	On []string
 }
 
-// Limits bound patience. Zero means without bound, except SyncAttempts, where it means one.
+// Limits bound patience. For Stop and Ready zero means without bound.
 type Limits struct {
-	// SyncAttempts is how often a session of an operation is tried.
-	SyncAttempts int
+	// Attempts is how often each session of an operation is tried, and how often the application is stopped. Zero means once.
+	Attempts int
 	// Stop is how long the application may take to stop before the move is undone.
 	Stop time.Duration
 	// Ready is how long the move waits for the application to become ready on the new primary before it is

@@ -51,12 +51,12 @@ func (r role) api() v1alpha1.Role {
 
 // operation, grant and plan are what one cluster's API server keeps of the plan. Clusters are numbered from 1; 0 is none.
 type operation struct {
-	id         word
-	from, to   int8
-	step       word
-	pre, final int8
-	undo       word
-	point      int8
+	id                  word
+	from, to            int8
+	step                word
+	pre, offline, final int8
+	undo                word
+	point               int8
 }
 
 type grant struct {
@@ -205,7 +205,7 @@ func (p plan) copy() Copy {
 	c := Copy{Found: p.found, Wanted: name(p.wanted), Primary: name(p.primary), Epoch: int64(p.epoch)}
 	if o := p.op; o.id != 0 {
 		c.Operation = &Operation{ID: o.id.String(), From: name(o.from), To: name(o.to), Step: v1alpha1.OperationStep(o.step.String()),
-			PreSyncs: int(o.pre), FinalSyncs: int(o.final), Undo: o.undo.String(), FinalPoint: pointName(o.point)}
+			PreSyncs: int(o.pre), Offlines: int(o.offline), FinalSyncs: int(o.final), Undo: o.undo.String(), FinalPoint: pointName(o.point)}
 	}
 	if g := p.grant; g.epoch != 0 {
 		c.Grant = &Grant{Epoch: int64(g.epoch), To: name(g.to), Operation: g.id.String(), Point: pointName(g.point)}
@@ -258,13 +258,7 @@ func (d data) seen(m model) Data {
 }
 
 func (a app) seen() App {
-	switch {
-	case a.running && a.wanted:
-		return App{State: AppRunning}
-	case a.running || a.wanted:
-		return App{State: AppPartly}
-	}
-	return App{State: AppStopped}
+	return App{Known: true, Stopped: !a.running && !a.wanted, Ready: a.running == a.wanted}
 }
 
 func (s snap) seen(m model, id word) Snapshot {
@@ -294,7 +288,7 @@ const (
 func (m model) decide(w world, c int, answers [most]answer, late bool) Decision {
 	l := w.clusters[c].manager.looked
 	s := Seen{Self: name(int8(c + 1)), Own: l.plan.copy(), Data: l.data.seen(m), App: l.app.seen(), Snapshot: l.snap.seen(m, l.plan.op.id),
-		Limits: Limits{SyncAttempts: 2, Stop: time.Hour, Ready: time.Hour, OtherPeers: time.Hour, Hold: time.Hour}}
+		Limits: Limits{Attempts: 2, Stop: time.Hour, Ready: time.Hour, OtherPeers: time.Hour, Hold: time.Hour}}
 	if late {
 		s.InStep = 2 * time.Hour
 	}
@@ -355,7 +349,7 @@ func (m model) effect(w *world, c int, ok bool) (more bool) {
 		return false
 	case Stop:
 		k.app.wanted = false
-		return false
+		return !k.app.running && d.step != 0
 	case Start:
 		k.app.wanted = true
 		return ok
@@ -402,6 +396,8 @@ func (m model) save(w *world, c int) {
 		switch v1alpha1.OperationStep(step.String()) {
 		case v1alpha1.StepPreSync:
 			p.op.pre++
+		case v1alpha1.StepOffline:
+			p.op.offline++
 		case v1alpha1.StepFinalSync:
 			p.op.final++
 		}
@@ -418,7 +414,7 @@ func (m model) save(w *world, c int) {
 		p.begun++
 		p.op = operation{id: intern(fmt.Sprintf("%s%d", name(self), p.begun)), from: self, to: d.peer}
 		enter(d.step)
-	case Enter, Restore, Start:
+	case Enter, Restore, Start, Stop:
 		if d.point != 0 {
 			p.op.point = d.point
 		}
