@@ -1,0 +1,105 @@
+// Package apiserver gives tests a real Kubernetes API server with Lifeboat's kinds in it: etcd and kube-apiserver on
+// loopback ports, no controllers and no kubelet.
+//
+// It is imported by tests only. Where the binaries are missing the test is skipped, and says so.
+package apiserver
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+)
+
+// Servers are the API servers that the tests of one package share, started when a test first asks, by name.
+type Servers struct {
+	mu      sync.Mutex
+	running map[string]*envtest.Environment
+}
+
+// Main runs the tests of a package and ends the servers they started.
+func (s *Servers) Main(m *testing.M) int {
+	code := m.Run()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, server := range s.running {
+		if err := server.Stop(); err != nil {
+			fmt.Printf("stop API server %s: %v\n", name, err)
+		}
+	}
+	return code
+}
+
+// Config returns how to reach the server of that name, or skips the test.
+func (s *Servers) Config(t testing.TB, name string) *rest.Config {
+	t.Helper()
+	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
+		t.Skip("needs an API server: set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl, or run make test")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if server, is := s.running[name]; is {
+		return unlimited(server.Config)
+	}
+	crds, err := findCRDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &envtest.Environment{
+		CRDDirectoryPaths:     []string{crds},
+		ErrorIfCRDPathMissing: true,
+	}
+	config, err := server.Start()
+	if err != nil {
+		t.Fatalf("start API server %s: %v", name, err)
+	}
+	if s.running == nil {
+		s.running = map[string]*envtest.Environment{}
+	}
+	s.running[name] = server
+	return unlimited(config)
+}
+
+// Client returns an uncached client of the server of that name that knows Lifeboat's kinds.
+func (s *Servers) Client(t testing.TB, name string) client.Client {
+	t.Helper()
+	config := s.Config(t, name)
+	scheme := clientgoscheme.Scheme
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatalf("make a client of API server %s: %v", name, err)
+	}
+	return c
+}
+
+func unlimited(config *rest.Config) *rest.Config {
+	config = rest.CopyConfig(config)
+	config.QPS = -1
+	return config
+}
+
+// findCRDs looks for deploy/crds from the folder of the running test upwards.
+func findCRDs() (string, error) {
+	at, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; at != "/"; at = filepath.Dir(at) {
+		found := filepath.Join(at, "deploy", "crds")
+		if _, err := os.Stat(found); err == nil {
+			return found, nil
+		}
+	}
+	return "", fmt.Errorf("no folder above this test has deploy/crds")
+}
