@@ -101,7 +101,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	}
 	before := pair.DeepCopy()
 	report(&pair, r.Links.State(pair.Name))
-	if err := condition.Save(ctx, r.Client, before, &pair); err != nil {
+	err = condition.Save(ctx, r.Client, before, &pair)
+	switch {
+	case apierrors.IsConflict(err):
+		// The pair was read from a cache that is behind; it catches up in a moment.
+		return ctrl.Result{RequeueAfter: time.Second}, nil
+	case err != nil:
 		return ctrl.Result{}, err
 	}
 	r.tell(before, &pair)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -223,7 +224,11 @@ func TestTLS12IsRefused(t *testing.T) {
 }
 
 func TestAChangeOfTrustEndsWhatWasConnectedBefore(t *testing.T) {
-	f := startFake(t, []string{"*"})
+	var ahead atomic.Int64
+	e, w := newSide(t, east), newSide(t, west)
+	f := start(t, fakeCluster(t, pairFor(e, "*")...), e, w, func(s *control.ServerOptions, _ *control.ClientOptions) {
+		s.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
 	must(f.client.Hello(t.Context()))(t)
 	var secret corev1.Secret
 	if err := f.kube.Get(t.Context(), key(v1alpha1.SystemNamespace, trust.SecretName(east)), &secret); err != nil {
@@ -233,8 +238,37 @@ func TestAChangeOfTrustEndsWhatWasConnectedBefore(t *testing.T) {
 	if err := f.kube.Update(t.Context(), &secret); err != nil {
 		t.Fatal(err)
 	}
+	ahead.Store(int64(3 * time.Second)) // longer than a trusted caller is remembered
 	_, err := f.client.Hello(t.Context())
 	wantRefused(t, err, control.ReasonTrust)
+}
+
+func TestADeletedPairEndsWhatWasConnectedBefore(t *testing.T) {
+	var ahead atomic.Int64
+	e, w := newSide(t, east), newSide(t, west)
+	objects := pairFor(e, "*")
+	f := start(t, fakeCluster(t, objects...), e, w, func(s *control.ServerOptions, _ *control.ClientOptions) {
+		s.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	must(f.client.Hello(t.Context()))(t)
+	if err := f.kube.Delete(t.Context(), objects[0]); err != nil {
+		t.Fatal(err)
+	}
+	ahead.Store(int64(3 * time.Second))
+	_, err := f.client.Hello(t.Context())
+	wantRefused(t, err, control.ReasonNoPair, "lifeboat pair")
+}
+
+func TestAnExpiredCertificateEndsWhatWasConnectedBefore(t *testing.T) {
+	var ahead atomic.Int64
+	e, w := newSide(t, east), newSide(t, west)
+	f := start(t, fakeCluster(t, pairFor(e, "*")...), e, w, func(s *control.ServerOptions, _ *control.ClientOptions) {
+		s.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	must(f.client.Hello(t.Context()))(t)
+	ahead.Store(int64(identity.LeafLifetime + time.Hour))
+	_, err := f.client.Hello(t.Context())
+	wantRefused(t, err, control.ReasonTrust, "compare the clocks")
 }
 
 func TestEveryCallStaysWithinThePairsNamespaces(t *testing.T) {

@@ -2,14 +2,17 @@ package control
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"net"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -35,6 +38,11 @@ const (
 	stopTimeout = 10 * time.Second
 	// trustTimeout bounds the reads of pair and Secret during a handshake.
 	trustTimeout = 5 * time.Second
+	// trustAge is how long a caller that was found trustworthy is taken for it without looking again. It is also how
+	// late a changed pair or CA counts; a refusal is never remembered.
+	trustAge = 2 * time.Second
+	// quietTime is how long the same refusal is not logged again: a stranger may knock as often as it likes.
+	quietTime = time.Minute
 )
 
 // ServerOptions say what the server acts on and as whom.
@@ -65,6 +73,17 @@ type Server struct {
 	linkpb.UnimplementedLinkServer
 	ServerOptions
 	trust trust.Reader
+
+	mu sync.Mutex
+	// trusted are the callers that were found trustworthy a moment ago, by the digest of their certificate.
+	trusted map[[sha256.Size]byte]trustedCaller
+	// logged tells when a refusal was last logged, by its text.
+	logged map[string]time.Time
+}
+
+type trustedCaller struct {
+	pair  *v1alpha1.ClusterPair
+	until time.Time
 }
 
 // NewServer makes the server; Start or Serve runs it.
@@ -73,7 +92,8 @@ func NewServer(o ServerOptions) *Server {
 	if reader == nil {
 		reader = o.Client
 	}
-	return &Server{ServerOptions: o, trust: trust.Reader{Reader: reader}}
+	return &Server{ServerOptions: o, trust: trust.Reader{Reader: reader},
+		trusted: map[[sha256.Size]byte]trustedCaller{}, logged: map[string]time.Time{}}
 }
 
 // NeedLeaderElection is false: a manager that does not lead still answers from the API server.
@@ -127,7 +147,7 @@ func (s *Server) verify(chain []*x509.Certificate) error {
 	ctx, cancel := context.WithTimeout(context.Background(), trustTimeout)
 	defer cancel()
 	_, err := s.identify(ctx, chain)
-	if err != nil {
+	if err != nil && s.shallLog(err.Error()) {
 		// The other side sees only an alert; the operator here sees why.
 		s.Log.Info("connection refused", "reason", err.Error())
 	}
@@ -139,11 +159,50 @@ func (s *Server) identify(ctx context.Context, chain []*x509.Certificate) (*v1al
 	if err != nil {
 		return nil, err
 	}
+	// The digest stands for the leaf alone: the rest of the chain is the sender's help and not what is trusted.
+	digest := sha256.Sum256(chain[0].Raw)
+	if pair := s.recall(digest); pair != nil {
+		return pair, nil
+	}
 	pair, roots, err := s.trust.RootsFor(ctx, cluster)
 	if err != nil {
 		return nil, err
 	}
-	return pair, identity.Verify(chain, roots, identity.ManagerURI(cluster), x509.ExtKeyUsageClientAuth, s.Now())
+	if err := identity.Verify(chain, roots, identity.ManagerURI(cluster), x509.ExtKeyUsageClientAuth, s.Now()); err != nil {
+		return nil, err
+	}
+	s.remember(digest, pair)
+	return pair, nil
+}
+
+func (s *Server) recall(digest [sha256.Size]byte) *v1alpha1.ClusterPair {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known, ok := s.trusted[digest]; ok && s.Now().Before(known.until) {
+		return known.pair
+	}
+	return nil
+}
+
+func (s *Server) remember(digest [sha256.Size]byte, pair *v1alpha1.ClusterPair) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.Now()
+	maps.DeleteFunc(s.trusted, func(_ [sha256.Size]byte, known trustedCaller) bool { return !now.Before(known.until) })
+	s.trusted[digest] = trustedCaller{pair: pair, until: now.Add(trustAge)}
+}
+
+func (s *Server) shallLog(refusal string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.Now()
+	maps.DeleteFunc(s.logged, func(_ string, at time.Time) bool { return now.Sub(at) >= quietTime })
+	// What a stranger's certificate claims is part of the text, so the table has an end.
+	if _, known := s.logged[refusal]; known || len(s.logged) >= 100 {
+		return false
+	}
+	s.logged[refusal] = now
+	return true
 }
 
 // keyed is every request that names an object.
@@ -194,8 +253,8 @@ type admittedStream struct {
 
 func (s *admittedStream) Context() context.Context { return s.ctx }
 
-// admit finds out who calls and whether it is understood. The certificate is judged again with each call, so that a
-// deleted pair or a replaced CA ends also what was connected before.
+// admit finds out who calls and whether it is understood. The certificate is judged again with each call (see
+// trustAge), so that a deleted pair or a replaced CA ends also what was connected before.
 func (s *Server) admit(ctx context.Context) (*v1alpha1.ClusterPair, error) {
 	from, ok := peer.FromContext(ctx)
 	if !ok {
