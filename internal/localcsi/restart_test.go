@@ -241,3 +241,29 @@ func TestInterruptedOperationsLeaveNothing(t *testing.T) {
 	}
 	n.create("half", 64*mib, blockCapability(), fromSnapshot(snapshot))
 }
+
+// The kubelet keeps a device it gave to a pod open by a loop device of its own. When the whole node is killed,
+// that one remains, though nobody will ever detach it.
+func TestWhatAKilledKubeletLeftGoesWithTheVolume(t *testing.T) {
+	n := newNode(t)
+	v := n.create("v", 64*mib, blockCapability(), nil)
+	n.use(v, "v", "pod", blockCapability())
+	kubelets, err := loop.Attach(devicePath(t, n, v), "a kubelet's", false)
+	must(t, err)
+	must(t, kubelets.Close())
+	n.unpublish(v, "pod")
+	n.unstage(v, "v")
+	n.nothingAttached()
+	must(t, n.tryDelete(v))
+}
+
+// devicePath is the node of the volume's device in /dev.
+func devicePath(t *testing.T, n *node, volume string) string {
+	t.Helper()
+	id, err := loop.Identify(n.driver.pool.VolumeData(volume))
+	must(t, err)
+	devices, err := loop.Find(id)
+	must(t, err)
+	defer loop.CloseAll(devices)
+	return devices[0].Path()
+}

@@ -215,9 +215,16 @@ func (d *Driver) release(id string) error {
 	return u.detach()
 }
 
+// detach detaches the devices of a volume that nobody uses. What is stacked on them was left by a kubelet that
+// was killed: a living one takes its own away before it unpublishes.
 func (u *usage) detach() error {
 	var errs []error
 	for _, device := range u.devices {
+		stacked, err := loop.StackedOn(device.Rdev())
+		errs = append(errs, err)
+		for _, above := range stacked {
+			errs = append(errs, above.Detach())
+		}
 		errs = append(errs, device.Detach())
 	}
 	u.devices = nil

@@ -16,8 +16,6 @@ import (
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"lifeboat.dev/lifeboat/internal/localcsi/loop"
 )
 
@@ -87,31 +85,29 @@ func Sweep(dir string) error {
 		if err != nil {
 			continue
 		}
-		errs = append(errs, sweepOne(number, strings.TrimSpace(string(text))))
+		errs = append(errs, sweepOne(number))
 	}
 	return errors.Join(errs...)
 }
 
-// sweepOne detaches what lies on the image before the image.
-func sweepOne(number int, image string) error {
-	above, err := loop.OnFileSystem(unix.Mkdev(7, uint32(number)))
-	if err != nil {
+// sweepOne detaches what lies on the image, and what is stacked on that, before the image.
+func sweepOne(number int) error {
+	image, err := loop.Open(number)
+	if err != nil || image == nil {
 		return err
+	}
+	above, err := loop.OnFileSystem(image.Rdev())
+	if err != nil {
+		return errors.Join(err, image.Close())
 	}
 	var errs []error
 	for _, device := range above {
+		stacked, err := loop.StackedOn(device.Rdev())
+		errs = append(errs, err)
+		for _, top := range stacked {
+			errs = append(errs, top.Detach())
+		}
 		errs = append(errs, device.Detach())
 	}
-	id, err := loop.Identify(image)
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	below, err := loop.Find(id)
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	for _, device := range below {
-		errs = append(errs, device.Detach())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, image.Detach())...)
 }

@@ -50,7 +50,8 @@ type Device struct {
 	AutoClear bool // detaches by itself when the last opener or mount goes away
 	DirectIO  bool
 
-	file *os.File
+	below uint64 // number of the device it was attached to, when its file is a device's node
+	file  *os.File
 }
 
 // Path is the device's node.
@@ -127,6 +128,12 @@ func Find(id FileID) ([]*Device, error) {
 // closes them.
 func OnFileSystem(dev uint64) ([]*Device, error) {
 	return list(func(d *Device) bool { return d.Backing.Dev == dev })
+}
+
+// StackedOn returns the devices that were attached to the node of the device with this number. The kubelet puts
+// one over each block device it gives to a pod, to keep it from going away. The caller closes them.
+func StackedOn(rdev uint64) ([]*Device, error) {
+	return list(func(d *Device) bool { return d.below == rdev })
 }
 
 // CloseAll closes every handle.
@@ -216,7 +223,7 @@ func list(keep func(*Device) bool) ([]*Device, error) {
 		if err != nil {
 			continue
 		}
-		d, err := open(number)
+		d, err := Open(number)
 		if err != nil {
 			CloseAll(found)
 			return nil, err
@@ -234,8 +241,8 @@ func list(keep func(*Device) bool) ([]*Device, error) {
 	return found, nil
 }
 
-// open returns the device with this number, or nil when it is not attached to anything.
-func open(number int) (*Device, error) {
+// Open returns the device with this number, or nil when it is not attached to anything. The caller closes it.
+func Open(number int) (*Device, error) {
 	file, err := openNode(number, os.O_RDONLY)
 	if errors.Is(err, unix.ENXIO) || errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -265,6 +272,7 @@ func status(number int, file *os.File) (*Device, bool, error) {
 		ReadOnly:  info.Flags&unix.LO_FLAGS_READ_ONLY != 0,
 		AutoClear: info.Flags&unix.LO_FLAGS_AUTOCLEAR != 0,
 		DirectIO:  info.Flags&unix.LO_FLAGS_DIRECT_IO != 0,
+		below:     info.Rdevice,
 		file:      file,
 	}, true, nil
 }
