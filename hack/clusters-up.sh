@@ -12,7 +12,7 @@ pids=()
 for cluster in east west; do
   address=$(bin/clusters kubectl $cluster get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
   bin/lifeboat install --context $cluster --cluster-name $cluster --gateway-address "$address:9002" \
-    --gateway-expose HostPort --local-storage &
+    --gateway-expose HostPort --local-storage --image "$(cat bin/images/lifeboat.name)" &
   pids+=($!)
 done
 for pid in "${pids[@]}"; do wait "$pid"; done

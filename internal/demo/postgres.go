@@ -58,13 +58,13 @@ func (s *Story) databaseObjects() []client.Object {
 }
 
 func (s *Story) databasePod() corev1.PodSpec {
-	const user = 999
+	// The image says which user the server runs as; the volume belongs to a group of its own.
+	const group = 999
 	return corev1.PodSpec{
 		TerminationGracePeriodSeconds: ptr.To[int64](30),
 		AutomountServiceAccountToken:  ptr.To(false),
 		SecurityContext: &corev1.PodSecurityContext{
-			RunAsUser: ptr.To[int64](user), RunAsGroup: ptr.To[int64](user), FSGroup: ptr.To[int64](user),
-			FSGroupChangePolicy: ptr.To(corev1.FSGroupChangeOnRootMismatch),
+			FSGroup: ptr.To[int64](group), FSGroupChangePolicy: ptr.To(corev1.FSGroupChangeOnRootMismatch),
 		},
 		Containers: []corev1.Container{{
 			Name:            "postgres",
