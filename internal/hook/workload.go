@@ -105,6 +105,9 @@ func Undo(o *unstructured.Unstructured) bool {
 	for _, mark := range []string{v1alpha1.AnnotationReplicas, v1alpha1.AnnotationSuspended, AnnotationOfflineBy} {
 		delete(annotations, mark)
 	}
+	if len(annotations) == 0 {
+		annotations = nil
+	}
 	o.SetAnnotations(annotations)
 	return true
 }
