@@ -52,7 +52,9 @@ func (e *Env) Build(ctx context.Context) (*Build, error) {
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := lockFile(ctx, filepath.Join(e.config.Cache, "build.lock"))
+	unlock, err := lockFile(ctx, filepath.Join(e.config.Cache, "build.lock"), func() {
+		e.config.Progress("waiting: another command is building the clusters' programs")
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -96,8 +98,11 @@ func (e *Env) cached(_ context.Context, what, stamp string, inputs []string, mak
 		return "", err
 	}
 	dir := filepath.Join(e.config.Cache, what+"-"+key)
-	if _, err := os.Stat(dir); err == nil {
+	if err := os.Chtimes(dir, time.Time{}, time.Now()); err == nil {
 		return dir, nil
+	}
+	if err := e.forgetUnused(what); err != nil {
+		return "", err
 	}
 	half := filepath.Join(e.config.Cache, what+".half") // under the lock nobody else writes there
 	if err := os.RemoveAll(half); err != nil {
@@ -110,6 +115,25 @@ func (e *Env) cached(_ context.Context, what, stamp string, inputs []string, mak
 		return "", err
 	}
 	return dir, os.Rename(half, dir)
+}
+
+// unused is how long a build stays in the cache after its last use.
+const unused = 7 * 24 * time.Hour
+
+func (e *Env) forgetUnused(what string) error {
+	dirs, err := filepath.Glob(filepath.Join(e.config.Cache, what+"-*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if info, err := os.Stat(dir); err != nil || time.Since(info.ModTime()) < unused {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // contentKey hashes a text and the names and contents of all files in the inputs.
@@ -183,8 +207,8 @@ const (
 
 // buildProvisioner builds csi-provisioner from a copy of its module with the one line changed.
 func (e *Env) buildProvisioner(ctx context.Context, source, module, dir string) error {
-	scratch, err := os.MkdirTemp(e.config.Cache, "provisioner-")
-	if err != nil {
+	scratch := filepath.Join(e.config.Cache, "provisioner.half")
+	if err := os.RemoveAll(scratch); err != nil {
 		return err
 	}
 	defer os.RemoveAll(scratch)

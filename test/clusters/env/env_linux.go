@@ -80,12 +80,15 @@ func (e *Env) identityFile() string { return filepath.Join(e.config.StateDir, "c
 // Up makes the clusters run and waits until they can be used. Clusters that run are left alone; one that died starts
 // again with its data. It may be called again at any time, also after a call that was killed.
 func (e *Env) Up(ctx context.Context) error {
-	unlock, err := e.lock()
+	unlock, err := e.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	if err := e.claim(); err != nil {
+		return err
+	}
+	if err := e.fits(ctx); err != nil {
 		return err
 	}
 	if err := e.install(ctx); err != nil {
@@ -177,6 +180,7 @@ func (e *Env) start(ctx context.Context, c Cluster, b *Build) error {
 		}
 	} else {
 		begun = time.Time{} // it reported at some time, that is enough
+		e.mention(c, b)
 	}
 	init, alive := c.init()
 	if !alive {
@@ -209,6 +213,29 @@ func (e *Env) start(ctx context.Context, c Cluster, b *Build) error {
 	})
 }
 
+// mention says that a running cluster was started from another build. It is not restarted: somebody may be using it.
+func (e *Env) mention(c Cluster, b *Build) {
+	text, err := os.ReadFile(c.path("spec.json"))
+	if err == nil && !strings.Contains(string(text), b.Dir) {
+		e.config.Progress("%s runs an older build; `clusters restart %s` brings the new one", c.Name, c.Name)
+	}
+}
+
+// nothingMounted refuses a folder in which the host has something mounted, because removing the folder would
+// remove what is mounted there.
+func nothingMounted(dir string) error {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for _, line := range strings.Split(string(text), "\n") {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
+			return fmt.Errorf("%s is mounted on this machine: unmount it, then run `clusters down` again", fields[4])
+		}
+	}
+	return nil
+}
+
 // lastWords is the end of what the cluster's pid 1 wrote, for an error.
 func (e *Env) lastWords(c Cluster) string {
 	text, err := os.ReadFile(c.path("log/init.log"))
@@ -219,12 +246,12 @@ func (e *Env) lastWords(c Cluster) string {
 }
 
 // Kill ends a cluster as a loss of power would. Its data stays; Restart or Up bring it back.
-func (e *Env) Kill(_ context.Context, name string) error {
+func (e *Env) Kill(ctx context.Context, name string) error {
 	c, err := e.Cluster(name)
 	if err != nil {
 		return err
 	}
-	unlock, err := e.lock()
+	unlock, err := e.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -238,7 +265,7 @@ func (e *Env) Restart(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := e.lock()
+	unlock, err := e.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -262,7 +289,7 @@ func (e *Env) Restart(ctx context.Context, name string) error {
 // Down removes the clusters and all that they were. It finds what to remove by looking, so it also cleans up after
 // anything that died half-way, and it is no error when there is nothing.
 func (e *Env) Down(ctx context.Context) error {
-	unlock, err := e.lock()
+	unlock, err := e.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -281,6 +308,9 @@ func (e *Env) Down(ctx context.Context) error {
 			return fmt.Errorf("state folder %s is not one of clusters (no %s in it): remove it yourself if it is yours", e.config.StateDir, filepath.Base(e.identityFile()))
 		}
 		return nil
+	}
+	if err := nothingMounted(e.config.StateDir); err != nil {
+		return err
 	}
 	// The mark goes last, so that a Down that was killed can be made again.
 	entries, err := os.ReadDir(e.config.StateDir)
@@ -367,34 +397,53 @@ func (e *Env) Command(ctx context.Context, name string, command ...string) (*exe
 }
 
 // lock keeps two calls from changing the same clusters at once. The kernel drops it when the holder dies.
-func (e *Env) lock() (unlock func(), err error) {
-	return lockFile(context.Background(), e.config.StateDir+".lock")
+func (e *Env) lock(ctx context.Context) (unlock func(), err error) {
+	return lockFile(ctx, e.config.StateDir+".lock", func() {
+		e.config.Progress("waiting: another command is at work on these clusters")
+	})
 }
 
-func lockFile(ctx context.Context, path string) (unlock func(), err error) {
+func lockFile(ctx context.Context, path string, busy func()) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	for {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
-		if err != nil {
-			return nil, err
+	for first := true; ; first = false {
+		unlock, err := tryLock(path)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+			return unlock, err
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+		if first {
+			busy()
 		}
-		// The holder before us removed the file: we hold a lock that nobody else will ever meet.
-		mine, err1 := f.Stat()
-		there, err2 := os.Stat(path)
-		if err1 == nil && err2 == nil && os.SameFile(mine, there) {
-			return func() { os.Remove(path); f.Close() }, nil
-		}
-		f.Close()
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for %s: %w", path, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+func tryLock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	mine, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	there, err := os.Stat(path)
+	if err != nil || !os.SameFile(mine, there) {
+		// The holder before us removed the file: we have a lock that nobody else will ever meet.
+		f.Close()
+		return nil, unix.EWOULDBLOCK
+	}
+	return func() { os.Remove(path); f.Close() }, nil
 }
 
 // KubeconfigOf is the text of a kubeconfig with one context for each named cluster, or for all.

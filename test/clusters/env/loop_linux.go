@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -37,73 +39,46 @@ func loopsOf(c Cluster) ([]loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	orphans := orphaned(attached)
 	var found []loop
 	ours := map[uint64]bool{}
 	for again := true; again; {
 		again = false
 		for _, l := range attached {
-			if ours[l.device] || !(files[l.file] || ours[l.file.device] || ours[l.behind] || orphans[l.device]) {
+			if ours[l.device] || !(files[l.file] || ours[l.file.device] || ours[l.behind]) {
 				continue
 			}
 			ours[l.device], again = true, true
 			found = append([]loop{l}, found...)
+			inside, err := filesOnBtrfs(l, c.Dir)
+			if err != nil {
+				return nil, err
+			}
+			maps.Copy(files, inside)
 		}
 	}
 	return found, nil
 }
 
-// orphaned are devices on files that had a driver's path in some cluster and are in the sight of no process of any
-// cluster now. On btrfs a file's device number says nothing about the disk below, so this is the only trace
-// that a dead cluster leaves of them.
-func orphaned(attached []loop) map[uint64]bool {
-	all := map[uint64]bool{}
-	var views []int
-	for _, l := range attached {
-		if !strings.HasPrefix(l.shown, "/var/lib/lifeboat-csi/") {
-			continue
-		}
-		if views == nil {
-			views = append(distinctViews(), os.Getpid())
-		}
-		if !seen(l, views) {
-			all[l.device] = true
-		}
+// filesOnBtrfs lists the files of a btrfs that is on the loop device and in use, perhaps by nothing but a further loop
+// device on one of its files: the numbers that btrfs gives its files' devices do not lead to the disk below, so one has
+// to look. The mount for it is seen by one process only and vanishes with it. Other file systems have none.
+func filesOnBtrfs(l loop, at string) (map[file]bool, error) {
+	if used, err := filepath.Glob("/sys/fs/btrfs/*/devices/" + filepath.Base(l.path)); err != nil || len(used) == 0 {
+		return nil, err
 	}
-	return all
-}
-
-func seen(l loop, views []int) bool {
-	for _, pid := range views {
-		var st unix.Stat_t
-		if err := unix.Stat(fmt.Sprintf("/proc/%d/root%s", pid, l.shown), &st); err == nil && (file{st.Dev, st.Ino}) == l.file {
-			return true
-		}
-	}
-	return false
-}
-
-// distinctViews is one process for each mount namespace of every running cluster, of whatever slot.
-func distinctViews() []int {
-	mounts, err := hierarchies()
+	const look = `mount -t btrfs "$0" "$1" && find "$1" -type f -printf '%D %i\n'`
+	out, err := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", look, l.path, at).Output()
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("look for files on %s: %w", l.path, withOutput(err))
 	}
-	tops, err := filepath.Glob(filepath.Join(mounts[0], "lifeboat-[0-9]-*"))
-	if err != nil {
-		return nil
-	}
-	known := map[string]bool{}
-	var views []int
-	for _, top := range tops {
-		for _, pid := range processesBelow(top) {
-			if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid)); err == nil && !known[ns] {
-				known[ns] = true
-				views = append(views, pid)
-			}
+	files := map[file]bool{}
+	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+		var f file
+		if _, err := fmt.Sscan(line, &f.device, &f.inode); err == nil {
+			files[f] = true
 		}
 	}
-	return views
+	return files, nil
 }
 
 func filesIn(dir, except string) (map[file]bool, error) {

@@ -20,9 +20,6 @@ func mac(slot, host int) string { return fmt.Sprintf("02:4c:42:%02x:00:%02x", sl
 func (e *Env) makeBridge(ctx context.Context) error {
 	name := e.config.bridge()
 	if !linkExists(name) {
-		if err := e.rangesFree(ctx); err != nil {
-			return err
-		}
 		if err := run(ctx, "ip", "link", "add", name, "address", mac(e.config.Slot, 1), "type", "bridge", "stp_state", "0", "forward_delay", "0"); err != nil {
 			return err
 		}
@@ -127,7 +124,7 @@ func (e *Env) Cut(ctx context.Context) error { return e.setCut(ctx, true) }
 func (e *Env) Heal(ctx context.Context) error { return e.setCut(ctx, false) }
 
 func (e *Env) setCut(ctx context.Context, on bool) error {
-	unlock, err := e.lock()
+	unlock, err := e.lock(ctx)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sort"
 	"strings"
 
@@ -28,7 +29,9 @@ var needs = []struct{ program, pkg string }{
 	{"nft", "nftables"},
 	{"iptables", "iptables"},
 	{"nsenter", "util-linux"},
+	{"unshare", "util-linux"},
 	{"mount", "mount"},
+	{"mkfs.btrfs", "btrfs-progs"},
 	{"mkfs.xfs", "xfsprogs"},
 }
 
@@ -41,7 +44,7 @@ type Missing struct {
 }
 
 func (m *Missing) Error() string {
-	lines := m.Reasons
+	lines := slices.Clone(m.Reasons)
 	if len(m.Packages) > 0 {
 		lines = append(lines, "missing programs; on Debian: apt-get install "+strings.Join(m.Packages, " "))
 	}
@@ -105,6 +108,34 @@ func unfit() *Missing {
 	return m
 }
 
+// Two clusters take about 1 GiB of memory and, with their images, 2 GiB of disk when nothing runs on them.
+const (
+	leastMemory = 3 << 30
+	leastDisk   = 4 << 30
+)
+
+// fits checks what depends on the Config: address ranges and room. It needs no build, so it comes before it.
+func (e *Env) fits(ctx context.Context) error {
+	m := &Missing{}
+	if _, err := exec.LookPath("ip"); err == nil && !linkExists(e.config.bridge()) {
+		if err := e.rangesFree(ctx); err != nil {
+			m.Reasons = append(m.Reasons, err.Error())
+		}
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err == nil && uint64(info.Totalram)*uint64(info.Unit) < leastMemory {
+		m.Reasons = append(m.Reasons, fmt.Sprintf("it has %d MiB of memory: two clusters want %d", uint64(info.Totalram)*uint64(info.Unit)>>20, leastMemory>>20))
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(e.config.StateDir, &disk); err == nil && disk.Bavail*uint64(disk.Bsize) < leastDisk {
+		m.Reasons = append(m.Reasons, fmt.Sprintf("%s has %d MiB of free disk: two clusters want %d; choose another place with --state-dir", e.config.StateDir, disk.Bavail*uint64(disk.Bsize)>>20, leastDisk>>20))
+	}
+	if len(m.Reasons) > 0 {
+		return m
+	}
+	return nil
+}
+
 func capable(bit int) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -117,7 +148,7 @@ func capable(bit int) bool {
 func missingPackages() []string {
 	found := map[string]bool{}
 	for _, n := range needs {
-		if _, err := exec.LookPath(n.program); err != nil {
+		if !installed(n.program) {
 			found[n.pkg] = true
 		}
 	}
@@ -127,6 +158,16 @@ func missingPackages() []string {
 	}
 	sort.Strings(all)
 	return all
+}
+
+// installed looks also where an ordinary user's PATH does not.
+func installed(program string) bool {
+	for _, place := range []string{program, "/usr/sbin/" + program, "/sbin/" + program} {
+		if _, err := exec.LookPath(place); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func canInstall() bool {

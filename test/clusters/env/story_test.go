@@ -175,7 +175,7 @@ func TestClusters(t *testing.T) {
 		if got := kubectl(t, e, east, "get", "configmap", "kept", "-o", "jsonpath={.data.a}"); got != "b" {
 			t.Errorf("the object's data is %q", got)
 		}
-		if _, err := os.Stat(filepath.Join(east.CSIDir(), "pool.img")); err != nil {
+		if _, err := os.Stat(filepath.Join(east.CSIDir(), "xfs.img")); err != nil {
 			t.Error(err)
 		}
 		if after, alive := west.init(); !alive || after != before {
@@ -346,13 +346,16 @@ func ended(pid int) bool {
 	return err != nil
 }
 
-// attachLoops does in a cluster what a storage driver and the kubelet do: a file system on a loop device, a volume in it
-// behind a second one, and a third that holds the second's device.
+// attachLoops does in a cluster what a storage driver and the kubelet do: a file system of each kind on a loop device,
+// a volume in it behind a second one, and a third that holds the second's device.
 func attachLoops(t *testing.T, e *Env, c Cluster) []loop {
 	t.Helper()
-	script := `set -e; cd /var/lib/lifeboat-csi; [ -e pool.img ] || { truncate -s 400M pool.img; mkfs.xfs -q pool.img; }
-mkdir -p pool; mount -o loop pool.img pool; truncate -s 20M pool/volume
-outer=$(losetup --find --show pool/volume); losetup --find $outer; echo data >pool/file`
+	const script = `set -e; cd /var/lib/lifeboat-csi
+for kind in xfs btrfs; do
+  [ -e $kind.img ] || { truncate -s 400M $kind.img; mkfs.$kind -q $kind.img >/dev/null; }
+  mkdir -p $kind; mount -o loop $kind.img $kind; truncate -s 20M $kind/volume
+  losetup --find $(losetup --find --show $kind/volume)
+done`
 	var out []byte
 	eventually(t, 20*time.Second, func() error {
 		if err := containerdUp(t.Context(), mustInit(t, c)); err != nil {
@@ -364,8 +367,8 @@ outer=$(losetup --find --show pool/volume); losetup --find $outer; echo data >po
 	})
 	found, err := loopsOf(c)
 	must(t, err)
-	if len(found) < 3 {
-		t.Fatalf("%d loop devices found for %s, want the three that were attached: %+v\n%s", len(found), c.Name, found, out)
+	if len(found) != 6 {
+		t.Fatalf("%d loop devices found for %s, want the six that were attached: %+v\n%s", len(found), c.Name, found, out)
 	}
 	return found
 }
