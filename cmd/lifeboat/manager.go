@@ -22,9 +22,12 @@ import (
 	"lifeboat.dev/lifeboat/internal/cli"
 	"lifeboat.dev/lifeboat/internal/controller/applicationsnapshot"
 	"lifeboat.dev/lifeboat/internal/controller/clusterpair"
+	"lifeboat.dev/lifeboat/internal/controller/plan"
 	"lifeboat.dev/lifeboat/internal/controller/pvcgroup"
 	"lifeboat.dev/lifeboat/internal/controller/replication"
+	"lifeboat.dev/lifeboat/internal/hook"
 	"lifeboat.dev/lifeboat/internal/link"
+	"lifeboat.dev/lifeboat/internal/link/control"
 	"lifeboat.dev/lifeboat/internal/store/secrets"
 	"lifeboat.dev/lifeboat/internal/version"
 )
@@ -109,10 +112,11 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o managerOptions) err
 	library := appmeta.NewLibrary(kept)
 	inbox := appmeta.NewInbox(mgr.GetClient(), live, library, o.cluster, kept.Location)
 	nudges := link.NewNudges("Replication", "DisasterRecoveryPlan")
+	hooks := hook.New(live, mgr.GetClient())
 
 	l, err := link.AddToManager(ctx, mgr, link.Options{
 		Cluster: o.cluster, Version: version.Software, Address: o.control,
-		Sink: applicationsnapshot.Sink{Inbox: inbox}, Nudge: nudges.Nudge, Now: time.Now,
+		Sink: applicationsnapshot.Sink{Inbox: inbox}, Nudge: nudges.Nudge, Application: applicationOf(hooks), Now: time.Now,
 	})
 	if err != nil {
 		return fmt.Errorf("make the link: %w", err)
@@ -120,6 +124,10 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o managerOptions) err
 	capturer, err := appmeta.NewCapturer(mgr.GetConfig())
 	if err != nil {
 		return fmt.Errorf("make the capturer: %w", err)
+	}
+	restorer, err := appmeta.NewRestorer(mgr.GetConfig(), live, library)
+	if err != nil {
+		return fmt.Errorf("make the restorer: %w", err)
 	}
 	for _, c := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		&clusterpair.Reconciler{
@@ -136,10 +144,25 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o managerOptions) err
 			Client: mgr.GetClient(), Reader: live, Capturer: capturer, Library: library,
 			Pusher: applicationsnapshot.Link{Client: l.Peers.Client}, Cluster: o.cluster, Locate: kept.Location, Now: time.Now,
 		},
+		&plan.Reconciler{
+			Client: mgr.GetClient(), Reader: live, Cluster: o.cluster, Peers: l.Peers, Hook: hooks, Restorer: restorer,
+			Nudges: nudges.Channel("DisasterRecoveryPlan"), Events: mgr.GetEventRecorder("lifeboat-plan"), Now: time.Now,
+		},
 	} {
 		if err := c.SetupWithManager(mgr); err != nil {
 			return fmt.Errorf("add controller %T: %w", c, err)
 		}
 	}
 	return nil
+}
+
+// applicationOf tells a peer how many pods of a plan's application there are here.
+func applicationOf(hooks *hook.Hook) func(context.Context, *v1alpha1.DisasterRecoveryPlan) (control.ApplicationState, error) {
+	return func(ctx context.Context, p *v1alpha1.DisasterRecoveryPlan) (control.ApplicationState, error) {
+		state, err := hooks.Observe(ctx, p.Namespace, p.Spec.Selector)
+		if err != nil {
+			return control.ApplicationState{}, err
+		}
+		return control.ApplicationState{Known: true, Pods: int32(len(state.Pods))}, nil
+	}
 }
