@@ -1,11 +1,13 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,7 +40,7 @@ var Bases = map[string]Debian{
 }
 
 // recipe is raised when the same packages give another tree.
-const recipe = "1"
+const recipe = "2"
 
 func (d Debian) key() string {
 	h := sha256.New()
@@ -66,32 +68,37 @@ func (d Debian) suite() string {
 // Installer brings Debian packages to this machine.
 type Installer func(ctx context.Context, progress func(string, ...any), packages ...string) error
 
-// Base gives the path of d as a tar, for Spec.Base. It is made once and kept in the cache folder by what d says, not by
-// the day: Remove the file to have newer packages. It needs root, and Debian's archive the first time.
+// Base gives the folder of d's file tree, for Spec.Base. It is made once and kept in the cache folder by what d says,
+// not by the day: remove the folder to have newer packages. It needs root, and Debian's archive the first time.
 func Base(ctx context.Context, cache string, d Debian, install Installer, progress func(string, ...any)) (string, error) {
-	path := filepath.Join(cache, "debian-"+d.key()+".tar")
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
+	dir := filepath.Join(cache, "debian-"+d.key())
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
 	}
 	unlock, err := lock(filepath.Join(cache, "debian.lock"))
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	if _, err := os.Stat(path); err == nil {
-		return path, nil // somebody made it while we waited
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil // somebody made it while we waited
 	}
 	begun := time.Now()
 	progress("making a Debian %s base with %s: about a minute, the first time", d.suite(), strings.Join(d.Packages, " "))
-	half := filepath.Join(cache, "debian.half.tar")
-	if err := bootstrap(ctx, d, half, install, progress); err != nil {
-		return "", errors.Join(err, ignoreMissing(os.Remove(half)))
+	half := filepath.Join(cache, "debian.half")
+	if err := os.RemoveAll(half); err != nil {
+		return "", err
+	}
+	_, err = makeLayer(half, func(to io.Writer) error { return bootstrap(ctx, d, to, install, progress) })
+	if err != nil {
+		return "", errors.Join(err, os.RemoveAll(half))
 	}
 	progress("  made in %s", time.Since(begun).Round(time.Second))
-	return path, os.Rename(half, path)
+	return dir, os.Rename(half, dir)
 }
 
-func bootstrap(ctx context.Context, d Debian, out string, install Installer, progress func(string, ...any)) error {
+// bootstrap writes the tree as a tar.
+func bootstrap(ctx context.Context, d Debian, out io.Writer, install Installer, progress func(string, ...any)) error {
 	if os.Geteuid() != 0 {
 		return errors.New("making a Debian base needs root: run it with sudo")
 	}
@@ -123,9 +130,11 @@ func bootstrap(ctx context.Context, d Debian, out string, install Installer, pro
 	}
 	// What nobody reads in a container is a third of the tree.
 	args = append(args, "--customize-hook=cd \"$1\" && rm -rf usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* var/log/*.log")
-	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, d.suite(), out)...)
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("mmdebstrap with %s: %w: %s", strings.Join(d.Packages, " "), err, lastLines(string(text), 10))
+	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, d.suite(), "-")...)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = out, &said
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("mmdebstrap with %s: %w: %s", strings.Join(d.Packages, " "), err, lastLines(said.String(), 10))
 	}
 	return nil
 }
@@ -142,13 +151,6 @@ func children(dir string) []string {
 func lastLines(text string, n int) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 func lock(path string) (unlock func(), err error) {

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"sort"
 	"strings"
@@ -31,7 +32,7 @@ import (
 type Spec struct {
 	// Name is the reference under which clusters find the image, such as "lifeboat:dev".
 	Name string
-	// Base is the path of a file tree as an uncompressed tar, as Base makes it. Empty: an empty root.
+	// Base is the folder of a file tree that the function Base made. Empty: an empty root.
 	Base string
 	// Files are laid over the base.
 	Files []File
@@ -62,21 +63,25 @@ func Write(s Spec, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	img, err := build(s)
+	half := path + ".half"
+	if err := errors.Join(os.RemoveAll(half), os.Mkdir(half, 0o755)); err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(half)
+	img, err := build(s, filepath.Join(half, "files"))
 	if err != nil {
 		return "", fmt.Errorf("image %s: %w", s.Name, err)
 	}
-	half := path + ".half"
-	f, err := os.Create(half)
+	archive := filepath.Join(half, "archive")
+	f, err := os.Create(archive)
 	if err != nil {
 		return "", err
 	}
-	defer os.Remove(half)
 	digest, err := writeArchive(img, full, f)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return "", fmt.Errorf("write image %s: %w", s.Name, err)
 	}
-	return digest, os.Rename(half, path)
+	return digest, os.Rename(archive, path)
 }
 
 // fullName is the reference as containerd keeps it: with its registry's name, of which nobody is asked anything.
@@ -88,18 +93,19 @@ func fullName(short string) (string, error) {
 	return strings.Replace(ref.Name(), name.DefaultRegistry+"/", "docker.io/", 1), nil
 }
 
-func build(s Spec) (v1.Image, error) {
+// build makes the image; the layer of its own files is kept in the folder scratch.
+func build(s Spec, scratch string) (v1.Image, error) {
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	var layers []v1.Layer
 	if s.Base != "" {
-		base, err := newLayer(func() (io.ReadCloser, error) { return os.Open(s.Base) })
+		base, err := openLayer(s.Base)
 		if err != nil {
 			return nil, fmt.Errorf("base %s: %w", s.Base, err)
 		}
 		layers = append(layers, base)
 	}
 	if len(s.Files) > 0 {
-		files, err := layer(s.Files)
+		files, err := layerOf(s.Files, scratch)
 		if err != nil {
 			return nil, err
 		}
@@ -130,33 +136,8 @@ func withPath(env []string) []string {
 	return append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, env...)
 }
 
-// plain is a layer that is kept as it is: archives are read where they were made, and compressing them would cost more
-// than it saves. Its content is read anew from where it comes from each time, never held in memory.
-type plain struct {
-	open func() (io.ReadCloser, error)
-	hash v1.Hash
-	size int64
-}
-
-func newLayer(open func() (io.ReadCloser, error)) (v1.Layer, error) {
-	content, err := open()
-	if err != nil {
-		return nil, err
-	}
-	defer content.Close()
-	hash, size, err := v1.SHA256(content)
-	return plain{open, hash, size}, err
-}
-
-func (p plain) Digest() (v1.Hash, error)             { return p.hash, nil }
-func (p plain) DiffID() (v1.Hash, error)             { return p.hash, nil }
-func (p plain) Compressed() (io.ReadCloser, error)   { return p.open() }
-func (p plain) Uncompressed() (io.ReadCloser, error) { return p.open() }
-func (p plain) Size() (int64, error)                 { return p.size, nil }
-func (p plain) MediaType() (types.MediaType, error)  { return types.OCIUncompressedLayer, nil }
-
-// layer is a tar of the files and of the folders above them.
-func layer(files []File) (v1.Layer, error) {
+// layerOf is a tar of the files and of the folders above them.
+func layerOf(files []File, dir string) (v1.Layer, error) {
 	files = append([]File(nil), files...)
 	sort.Slice(files, func(i, j int) bool { return files[i].To < files[j].To })
 	for i, f := range files {
@@ -177,11 +158,7 @@ func layer(files []File) (v1.Layer, error) {
 			return nil, fmt.Errorf("%s is not a regular file", f.From)
 		}
 	}
-	return newLayer(func() (io.ReadCloser, error) {
-		r, w := io.Pipe()
-		go func() { w.CloseWithError(writeFiles(files, w)) }()
-		return r, nil
-	})
+	return makeLayer(dir, func(to io.Writer) error { return writeFiles(files, to) })
 }
 
 func writeFiles(files []File, to io.Writer) error {

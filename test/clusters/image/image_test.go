@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/klauspost/compress/zstd"
 )
 
 func program(t *testing.T, text string) string {
@@ -49,13 +50,16 @@ func TestSameContentGivesSameBytes(t *testing.T) {
 }
 
 func TestArchiveHoldsWhatTheSpecSays(t *testing.T) {
-	base := filepath.Join(t.TempDir(), "base.tar")
+	base := filepath.Join(t.TempDir(), "base")
 	var tree bytes.Buffer
-	out := tar.NewWriter(&tree)
-	if err := out.WriteHeader(&tar.Header{Name: "base-file", Typeflag: tar.TypeReg, Mode: 0o600}); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(out.Close(), os.WriteFile(base, tree.Bytes(), 0o600)); err != nil {
+	_, err := makeLayer(base, func(to io.Writer) error {
+		out := tar.NewWriter(io.MultiWriter(to, &tree))
+		if err := out.WriteHeader(&tar.Header{Name: "base-file", Typeflag: tar.TypeReg, Mode: 0o600}); err != nil {
+			return err
+		}
+		return out.Close()
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	path, digest := write(t, Spec{
@@ -85,10 +89,21 @@ func TestArchiveHoldsWhatTheSpecSays(t *testing.T) {
 	if len(manifest.Layers) != 2 || len(config.RootFS.DiffIDs) != 2 {
 		t.Fatalf("%d layers, %d diff ids; want base and files", len(manifest.Layers), len(config.RootFS.DiffIDs))
 	}
-	if !bytes.Equal(blob(manifest.Layers[0].Digest), tree.Bytes()) {
+	for i, l := range manifest.Layers {
+		text := blob(l.Digest)
+		hash, _, err := v1.SHA256(bytes.NewReader(text))
+		if err != nil || hash != l.Digest || int64(len(text)) != l.Size {
+			t.Errorf("layer %d has %d bytes of %s (%v), the manifest says %d of %s", i, len(text), hash, err, l.Size, l.Digest)
+		}
+		hash, _, err = v1.SHA256(bytes.NewReader(inflate(t, text)))
+		if err != nil || hash != config.RootFS.DiffIDs[i] {
+			t.Errorf("layer %d unpacks to %s (%v), the configuration says %s", i, hash, err, config.RootFS.DiffIDs[i])
+		}
+	}
+	if !bytes.Equal(inflate(t, blob(manifest.Layers[0].Digest)), tree.Bytes()) {
 		t.Error("the base layer is not the base")
 	}
-	layer := entries(t, bytes.NewReader(blob(manifest.Layers[1].Digest)))
+	layer := entries(t, bytes.NewReader(inflate(t, blob(manifest.Layers[1].Digest))))
 	if got := layer["usr/local/bin/x"]; string(got.text) != "run" || got.mode != 0o755 {
 		t.Errorf("program is %q with mode %o", got.text, got.mode)
 	}
@@ -124,7 +139,7 @@ func TestBadSpecsAreRefused(t *testing.T) {
 		"two files for /x":        {Name: "app", Files: []File{{From: good, To: "/x"}, {From: good, To: "/x"}}},
 		"no such file":            {Name: "app", Files: []File{{From: "/does/not/exist", To: "/x"}}},
 		"not a regular file":      {Name: "app", Files: []File{{From: t.TempDir(), To: "/x"}}},
-		"base /no/base.tar":       {Name: "app", Base: "/no/base.tar"},
+		"base /no/base":           {Name: "app", Base: "/no/base"},
 	} {
 		path := filepath.Join(t.TempDir(), "image.tar")
 		if _, err := Write(s, path); err == nil || !strings.Contains(err.Error(), want) {
@@ -154,6 +169,20 @@ func TestBaseKeyFollowsContentOnly(t *testing.T) {
 			t.Errorf("%+v has the same key as %+v", other, a)
 		}
 	}
+}
+
+func inflate(t *testing.T, text []byte) []byte {
+	t.Helper()
+	z, err := zstd.NewReader(bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	plain, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plain
 }
 
 type entry struct {
