@@ -61,6 +61,8 @@ type Peer struct {
 	WaitingFor    string
 	// Members is true when the peer's group has the same members as ours.
 	Members bool
+	// Lacks is true when the peer says that objects are missing there.
+	Lacks bool
 	// Recovery is the point the peer has finished with, zero when it knows none.
 	Recovery Recovery
 	// Prepared is what the peer last said about preparing; empty when it was not asked or is content.
@@ -152,7 +154,7 @@ func tidy(stale []string) Decision {
 // knows the new one, so it ends here.
 func takeSource(s Source) Decision {
 	if s.Session == nil || s.Session.Epoch == s.Wanted.Epoch {
-		return Decision{Step: TakeRole, Phase: Promoting, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side becomes the source in epoch %d", s.Wanted.Epoch)}
+		return Decision{Step: TakeRole, Phase: Preparing, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side becomes the source in epoch %d", s.Wanted.Epoch)}
 	}
 	return abort(s.Session, s.Mover, fmt.Sprintf("the epoch became %d while it ran in epoch %d", s.Wanted.Epoch, s.Session.Epoch))
 }
@@ -302,12 +304,14 @@ func peerFirst(s Source) (d Decision, ok bool) {
 		return prepare(ReasonPeerEpochBehind, fmt.Sprintf("its Replication is in epoch %d, this side in epoch %d", p.Stand.Epoch, s.Wanted.Epoch))
 	case !p.Members:
 		return prepare(ReasonMembersDiffer, fmt.Sprintf("the group in cluster %s has other members than this one", p.Name))
+	case p.Lacks:
+		return prepare(ReasonPeerPreparing, p.WaitingFor)
 	case p.InForce != p.Stand, !p.ReceiverReady:
 		waits := p.WaitingFor
 		if waits == "" {
 			waits = "its receiver is not ready"
 		}
-		return prepare(ReasonPeerPreparing, waits)
+		return wait(Preparing, ReasonPeerPreparing, fmt.Sprintf("cluster %s prepares the replica: %s", p.Name, waits), Steady), false
 	}
 	return Decision{}, true
 }

@@ -30,8 +30,9 @@ const (
 	spoolDir        = "/var/lib/lifeboat/spool"
 	terminationFile = "/dev/termination-log"
 
-	// exitRefused is how a mover says that trying again cannot help.
-	exitRefused = 3
+	// exitMisconfigured and exitRefused are how a mover says that trying again cannot help.
+	exitMisconfigured = 2
+	exitRefused       = 3
 	// moverRetries is how often a Job starts its pod again; each carries the same point and goes on where the last one was cut.
 	moverRetries = 8
 )
@@ -52,6 +53,8 @@ func (r *Reconciler) sourceConfig(v *view) engine.SourceConfig {
 	for i, claim := range s.Claims {
 		c.Volumes = append(c.Volumes, engine.SourceVolume{Name: v.peerName(claim), Device: devicePath(i)})
 	}
+	// Both sides list the group in one order: that of the target's names.
+	slices.SortFunc(c.Volumes, func(a, b engine.SourceVolume) int { return cmp.Compare(a.Name, b.Name) })
 	if v.rlink.Compression == v1alpha1.CompressionOff {
 		c.Compression = engine.CompressionOff
 	}
@@ -77,7 +80,7 @@ func (r *Reconciler) moverJob(v *view) *batchv1.Job {
 			BackoffLimit: &retries,
 			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{
 				{Action: batchv1.PodFailurePolicyActionFailJob, OnExitCodes: &batchv1.PodFailurePolicyOnExitCodesRequirement{
-					Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: []int32{exitRefused}}},
+					Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: []int32{exitMisconfigured, exitRefused}}},
 				// A drained node is nobody's failure.
 				{Action: batchv1.PodFailurePolicyActionIgnore, OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{
 					{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}}},
@@ -182,7 +185,7 @@ func judge(job *batchv1.Job, pods []*corev1.Pod) (cycle.Mover, *engine.Report) {
 		switch {
 		case end.ExitCode == 0 && (report == nil || report.Done):
 			return cycle.Mover{State: cycle.MoverCommitted}, report
-		case end.ExitCode == exitRefused:
+		case end.ExitCode == exitRefused, end.ExitCode == exitMisconfigured:
 			return cycle.Mover{State: cycle.MoverRefused, Message: lastWords(end, report)}, report
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -661,7 +662,7 @@ func (r *Reconciler) observePeer(ctx context.Context, v *view) cycle.Peer {
 	p.Found = true
 	p.Stand = cycle.Stand{Role: there.Spec.Role, Epoch: max(there.Spec.Epoch, 1)}
 	p.InForce = cycle.Stand{Role: there.Status.Role, Epoch: there.Status.Epoch}
-	p.Members = sameMembers(v, there.Status.Claims)
+	p.Members, p.Lacks = sameMembers(v, there.Status.Claims), lacks(there)
 	for _, link := range there.Status.Rlinks {
 		if link.RlinkName == v.rlink.RlinkName {
 			p.ReceiverReady, p.WaitingFor, p.Recovery = link.ReceiverReady, link.WaitingFor, recovery(link.RecoveryPoint)
@@ -670,6 +671,19 @@ func (r *Reconciler) observePeer(ctx context.Context, v *view) cycle.Peer {
 		}
 	}
 	return p
+}
+
+// lacks reports whether the peer's Replication says that objects are missing there, which preparing it would make.
+func lacks(there *v1alpha1.Replication) bool {
+	ready := meta.FindStatusCondition(there.Status.Conditions, v1alpha1.ConditionReady)
+	if ready == nil {
+		return false
+	}
+	switch ready.Reason {
+	case reasonGroupMissing, snapshot.FaultMissing, snapshot.FaultDeleting:
+		return true
+	}
+	return false
 }
 
 func sameMembers(v *view, there []string) bool {

@@ -48,6 +48,7 @@ func (r *Reconciler) tell(v *view, d cycle.Decision, acted error) {
 	v.status.WaitingFor = waitingFor(d)
 	v.status.ReceiverReady = receiverReady(v, d)
 	v.status.Objects = objects(v)
+	tellPoints(v)
 	tellSchedule(v, d)
 	tellProgress(v, d)
 	tellConditions(v, d, acted)
@@ -59,7 +60,7 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 	case cycle.TakeRole:
 		v.rep.Status.Role, v.rep.Status.Epoch = v.wanted().Role, v.wanted().Epoch
 		if v.target != nil {
-			v.status.BasePoint, v.status.NextRun, v.status.RecoveryPoints = "", nil, nil
+			v.status.BasePoint, v.status.NextRun = "", nil
 		}
 		r.forget(v.key())
 	case cycle.StartSession:
@@ -79,7 +80,7 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 			v.status.RecoveryPoint = point(applied, nil)
 		}
 	case cycle.RecordPoint:
-		record(v, v.target.Replica.State.Applied)
+		v.status.RecoveryPoint = point(v.target.Replica.State.Applied, nil)
 	}
 }
 
@@ -136,11 +137,17 @@ func point(p cycle.Recovery, snapshots []string) *v1alpha1.RecoveryPoint {
 	return &v1alpha1.RecoveryPoint{Point: p.Point, Time: metav1.NewTime(p.Time), Epoch: p.Epoch, Snapshots: snapshots}
 }
 
-// record notes the applied point, and the list of those that are kept as snapshots, newest first.
-func record(v *view, applied cycle.Recovery) {
-	known := map[string]v1alpha1.RecoveryPoint{applied.Point: *point(applied, nil)}
+// tellPoints lists the points that are kept as snapshots here, newest first.
+func tellPoints(v *view) {
+	if v.target == nil {
+		return
+	}
+	known := map[string]v1alpha1.RecoveryPoint{}
 	for _, former := range v.status.RecoveryPoints {
 		known[former.Point] = former
+	}
+	if newest := v.status.RecoveryPoint; newest != nil {
+		known[newest.Point] = *newest
 	}
 	names := map[string][]string{}
 	for _, s := range v.snapshots {
@@ -148,19 +155,20 @@ func record(v *view, applied cycle.Recovery) {
 			names[s.Point] = append(names[s.Point], s.Name)
 		}
 	}
-	var list []v1alpha1.RecoveryPoint
+	v.status.RecoveryPoints = nil
 	for _, p := range kept(v.snapshots) {
 		entry, ok := known[p.ID]
 		if !ok {
-			// Taken in a former life of this Replication: the snapshots are all that tells of it.
+			// Taken in a former life of this Replication, or not recorded yet: the snapshots are all that tells of it.
 			entry = v1alpha1.RecoveryPoint{Point: p.ID, Time: metav1.NewTime(p.Time)}
 		}
 		entry.Snapshots = names[p.ID]
-		list = append(list, entry)
+		v.status.RecoveryPoints = append(v.status.RecoveryPoints, entry)
 	}
-	slices.SortFunc(list, func(a, b v1alpha1.RecoveryPoint) int { return b.Time.Compare(a.Time.Time) })
-	v.status.RecoveryPoints = list
-	v.status.RecoveryPoint = point(applied, names[applied.Point])
+	slices.SortFunc(v.status.RecoveryPoints, func(a, b v1alpha1.RecoveryPoint) int { return b.Time.Compare(a.Time.Time) })
+	if newest := v.status.RecoveryPoint; newest != nil {
+		newest.Snapshots = names[newest.Point]
+	}
 }
 
 // primary is the cluster that may write, as far as this side knows.
