@@ -18,6 +18,7 @@ const maxHello = 16 << 10
 // Errors of readHello, one per thing that can be wrong with a client.
 var (
 	errNothing  = errors.New("the client closed the connection without a word")
+	errCut      = errors.New("the client closed the connection in the middle of its ClientHello")
 	errTooLarge = fmt.Errorf("the ClientHello is larger than %d bytes", maxHello)
 	errTooSlow  = errors.New("the ClientHello did not come in time")
 	errNoName   = errors.New("the ClientHello asks for no server name")
@@ -51,6 +52,8 @@ func readHello(conn net.Conn, timeout time.Duration) (serverName string, read []
 		return "", nil, errTooSlow
 	case errors.Is(in.err, io.EOF) && in.seen.Len() == 0:
 		return "", nil, errNothing
+	case errors.Is(in.err, io.EOF):
+		return "", nil, errCut
 	}
 	return "", nil, in.err
 }
