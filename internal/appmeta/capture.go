@@ -92,7 +92,7 @@ func (c *Capturer) Capture(ctx context.Context, req Request) (Captured, error) {
 		return Captured{}, fmt.Errorf("%w; mend it, or leave the resource out with spec.excludeResources", err)
 	}
 	read := slices.Concat(lists...)
-	s := see(selector, read)
+	s := see(selector, req.ReplicatedClaims, read)
 	objects := []*unstructured.Unstructured{Sanitise(namespace)}
 	var claims []*unstructured.Unstructured
 	for _, o := range read {

@@ -62,12 +62,15 @@ type sight struct {
 	selector labels.Selector
 	// uids of everything that was read, also of what is not chosen.
 	uids map[types.UID]bool
+	// replicated are the claims whose data a Replication carries. They are the application's, also where Lifeboat made
+	// them to receive the data and labelled them as its own.
+	replicated []string
 	// selecting are the Services that have a selector, by name: the cluster makes their Endpoints.
 	selecting map[string]bool
 }
 
-func see(selector labels.Selector, objects []*unstructured.Unstructured) sight {
-	s := sight{selector: selector, uids: map[types.UID]bool{}, selecting: map[string]bool{}}
+func see(selector labels.Selector, replicated []string, objects []*unstructured.Unstructured) sight {
+	s := sight{selector: selector, replicated: replicated, uids: map[types.UID]bool{}, selecting: map[string]bool{}}
 	for _, o := range objects {
 		s.uids[o.GetUID()] = true
 		if o.GroupVersionKind().GroupKind() != kindService {
@@ -86,7 +89,7 @@ func (s sight) leave(o *unstructured.Unstructured) string {
 	switch {
 	case o.GetDeletionTimestamp() != nil:
 		return "it is being deleted"
-	case o.GetLabels()[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat, ownedByLifeboat(o):
+	case s.lifeboats(o, kind):
 		return "it is Lifeboat's own"
 	case s.rebuilt(o, kind):
 		return "its owner makes it again"
@@ -119,6 +122,14 @@ func (s sight) rebuilt(o *unstructured.Unstructured, kind schema.GroupKind) bool
 		return builtIn(group) && s.uids[owner.UID]
 	}
 	return s.uids[owner.UID]
+}
+
+// lifeboats reports whether Lifeboat made the object for itself.
+func (s sight) lifeboats(o *unstructured.Unstructured, kind schema.GroupKind) bool {
+	if kind == kindClaim && slices.Contains(s.replicated, o.GetName()) {
+		return false
+	}
+	return o.GetLabels()[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat || ownedByLifeboat(o)
 }
 
 func ownedByLifeboat(o *unstructured.Unstructured) bool {

@@ -126,7 +126,7 @@ func TestARestoreThatIsCutGoesOnWhereItEnded(t *testing.T) {
 	west.serveWidgets(t)
 	east.makeNamespace(t, "cut", nil)
 	east.run(t, "testdata/shop.yaml", "cut")
-	there := Request{Namespace: "cut"}
+	there := Request{Namespace: "cut", ReplicatedClaims: []string{"data"}}
 	snapshot, _ := east.keep(t, there, "cut-1")
 	if err := east.send(t, west, snapshot, nil); err != nil {
 		t.Fatal(err)

@@ -81,6 +81,10 @@ func sanitiseMeta(o *unstructured.Unstructured) {
 			delete(annotations, key)
 		}
 	}
+	// On the namespace and the claims that Lifeboat made to receive an application.
+	if labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat {
+		delete(labels, v1alpha1.LabelManagedBy)
+	}
 	o.Object["metadata"] = map[string]any{"name": name}
 	if namespace != "" {
 		o.SetNamespace(namespace)

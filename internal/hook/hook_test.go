@@ -296,7 +296,19 @@ func TestPodsThatNothingStopsAreNamedWithWhatToDo(t *testing.T) {
 	if err := s.Status().Update(context.Background(), over); err != nil {
 		t.Fatal(err)
 	}
+	// It has ended, but its node has not let go of its volumes until it is gone.
+	leaving := s.pod("leaving", nil, nil, "")
+	leaving.Finalizers = []string{"test/mounted"}
+	if err := s.Update(context.Background(), leaving); err != nil {
+		t.Fatal(err)
+	}
+	leaving.Status.Phase = corev1.PodFailed
+	if err := s.Status().Update(context.Background(), leaving); err != nil {
+		t.Fatal(err)
+	}
+	s.end(leaving)
 	s.waits(s.offline(nil),
+		"Pod leaving is ending, to be gone by ",
 		"Pod pg-1 is Pending and belongs to Cluster cluster (apps/v1), which Lifeboat cannot stop",
 		"Pod tool is Pending and has no controller, so nothing would start it again if the operation were undone: end it yourself with kubectl -n named delete pod tool")
 }

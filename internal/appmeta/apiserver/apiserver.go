@@ -11,10 +11,12 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/go-logr/logr"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 )
@@ -27,6 +29,7 @@ type Servers struct {
 
 // Main runs the tests of a package and ends the servers they started.
 func (s *Servers) Main(m *testing.M) int {
+	log.SetLogger(logr.Discard())
 	code := m.Run()
 	s.mu.Lock()
 	defer s.mu.Unlock()
