@@ -29,7 +29,7 @@ const usage = `usage: clusters [--slot N] [--state-dir DIR] [--clusters east,wes
   kubectl CLUSTER ARGS...           kubectl of the clusters' own version
   exec CLUSTER [COMMAND...]         run a command (a shell) inside a cluster's machine
   build-image ...                   make an image archive; see build-image -h
-  build                             only build what up would build
+  build                             only build what up would build, and print the folder it is in
   check                             say what this machine lacks
 
 environment: LIFEBOAT_CLUSTERS_SLOT, LIFEBOAT_CLUSTERS_STATE, LIFEBOAT_CLUSTERS_SOURCE, LIFEBOAT_CACHE
@@ -106,8 +106,12 @@ var commands = map[string]func(ctx context.Context, e *env.Env, args []string) e
 	"heal":   noArgs((*env.Env).Heal),
 	"status": status,
 	"build": noArgs(func(e *env.Env, ctx context.Context) error {
-		_, err := e.Build(ctx)
-		return err
+		built, err := e.Build(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Println(built.Dir)
+		return nil
 	}),
 	"kill":       oneCluster((*env.Env).Kill),
 	"restart":    oneCluster((*env.Env).Restart),
