@@ -71,13 +71,13 @@ func splice(client, backend net.Conn, hello []byte, halfClosed time.Duration) (i
 	return in + sent, out, errors.Join(back, forth)
 }
 
-// pass copies one direction until it ends, inside the kernel where the kernel can. If it fails it closes both
+// pass copies one direction until it ends, inside the kernel where the kernel can. If it fails it breaks both
 // connections: the other direction has nobody to answer it any more.
 func pass(to, from net.Conn, ended *atomic.Bool, halfClosed time.Duration) (total int64, err error) {
 	defer func() {
 		if err != nil {
-			_ = to.Close()
-			_ = from.Close()
+			abort(to)
+			abort(from)
 			return
 		}
 		ended.Store(true)
@@ -105,6 +105,13 @@ func pass(to, from net.Conn, ended *atomic.Bool, halfClosed time.Duration) (tota
 			}
 		}
 	}
+}
+
+// abort closes a connection so that its other end sees it broken and not ended: what failed on one side must not look
+// whole on the other.
+func abort(conn net.Conn) {
+	_ = conn.(*net.TCPConn).SetLinger(0)
+	_ = conn.Close()
 }
 
 func closeWrite(conn net.Conn) error {
