@@ -118,6 +118,14 @@ func (n *node) shutDown() {
 
 // powerOff takes away what a reboot takes away: mounts and loop devices.
 func powerOff(dir string) error {
+	if err := unmountAll(dir); err != nil {
+		return err
+	}
+	return localcsitest.Sweep(dir)
+}
+
+// unmountAll takes away what the end of a mount namespace takes away.
+func unmountAll(dir string) error {
 	table, err := mount.Read()
 	if err != nil {
 		return err
@@ -130,7 +138,7 @@ func powerOff(dir string) error {
 			return err
 		}
 	}
-	return localcsitest.Sweep(dir)
+	return nil
 }
 
 func within(dir, path string) bool {

@@ -150,6 +150,9 @@ func (d *Driver) stageFileSystem(ctx context.Context, v pool.Volume, t target, s
 	if err := device.SetAutoClear(true); err != nil {
 		return err
 	}
+	if err := d.thawAt(t.id, t.path); err != nil {
+		return err
+	}
 	if !wanted {
 		return nil
 	}

@@ -198,19 +198,48 @@ func TestFrozenFileSystemIsThawedAtTheNextStart(t *testing.T) {
 	n := newNode(t)
 	v := n.create("v", 64*mib, fsCapability("ext4"), nil)
 	mounted := n.use(v, "v", "pod", fsCapability("ext4"))
-	must(t, n.driver.pool.MarkFrozen(v))
-	frozen, err := filesystem.Freeze(mounted)
-	must(t, err)
-	if !frozen {
-		t.Fatal("not frozen")
-	}
+	n.freeze(v, mounted)
 	n.stop()
 	n.start()
+	notFrozen(t, mounted)
 	writeFile(t, filepath.Join(mounted, "file"), "writers continue")
-	if again, err := filesystem.Freeze(mounted); err != nil || !again {
-		t.Errorf("still frozen: %v %v", again, err)
+}
+
+// The kernel keeps a frozen file system, frozen, when its last mount goes; the next mount gets it back.
+func TestFrozenFileSystemIsThawedWhenTheWholeNodeWasKilled(t *testing.T) {
+	n := newNode(t)
+	v := n.create("v", 64*mib, fsCapability("ext4"), nil)
+	mounted := n.use(v, "v", "pod", fsCapability("ext4"))
+	n.freeze(v, mounted)
+	n.stop()
+	must(t, unmountAll(n.dir))
+	n.start()
+	n.use(v, "v", "pod", fsCapability("ext4"))
+	notFrozen(t, mounted)
+	writeFile(t, filepath.Join(mounted, "file"), "writers continue")
+}
+
+// freeze does what a driver has done that is killed in the middle of a snapshot.
+func (n *node) freeze(volume, mounted string) {
+	n.t.Helper()
+	must(n.t, n.driver.pool.MarkFrozen(volume))
+	frozen, err := filesystem.Freeze(mounted)
+	must(n.t, err)
+	if !frozen {
+		n.t.Fatal("not frozen")
 	}
+	n.t.Cleanup(func() { filesystem.Thaw(mounted) })
+}
+
+// notFrozen ends the test when the file system is frozen: a write would hang.
+func notFrozen(t *testing.T, mounted string) {
+	t.Helper()
+	frozenNow, err := filesystem.Freeze(mounted)
+	must(t, err)
 	must(t, filesystem.Thaw(mounted))
+	if !frozenNow {
+		t.Fatal("the file system was still frozen")
+	}
 }
 
 func TestInterruptedOperationsLeaveNothing(t *testing.T) {

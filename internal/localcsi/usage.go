@@ -326,23 +326,30 @@ func (d *Driver) attachedFiles() (map[loop.FileID]bool, error) {
 	return files, nil
 }
 
+// thaw thaws the volume's file system where an interrupted driver had frozen it.
 func (d *Driver) thaw(id string) error {
-	frozen, err := d.pool.Frozen(id)
-	if err != nil || !frozen {
-		return err
-	}
 	u, err := d.observe(id)
 	if err != nil {
 		return err
 	}
 	defer u.close()
-	for _, e := range u.fileSystem() {
-		if err := filesystem.Thaw(e.Point); err != nil {
-			return err
-		}
-		d.log.Info("thawed a file system that an interrupted snapshot had frozen", "volume", id)
-		break
+	mounts := u.fileSystem()
+	if len(mounts) == 0 {
+		return nil // the next staging thaws it: the kernel keeps a frozen file system though nothing mounts it
 	}
+	return d.thawAt(id, mounts[0].Point)
+}
+
+// thawAt thaws the file system mounted at point if the volume has the note of a freeze.
+func (d *Driver) thawAt(id, point string) error {
+	frozen, err := d.pool.Frozen(id)
+	if err != nil || !frozen {
+		return err
+	}
+	if err := filesystem.Thaw(point); err != nil {
+		return err
+	}
+	d.log.Info("thawed a file system that an interrupted snapshot had frozen", "volume", id)
 	return d.pool.ClearFrozen(id)
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -148,7 +149,11 @@ func TestReplicaPairOneHandleTwoModes(t *testing.T) {
 	n.unpublish(v, "receiver")
 	mounted := n.use(v, "claim", "app", fsCapability(""))
 	writeFile(t, filepath.Join(mounted, "file"), "by the application")
-	wantCode(t, n.tryPublish(v, "pair", "receiver", blockCapability(), false), codes.FailedPrecondition)
+	err := n.tryPublish(v, "pair", "receiver", blockCapability(), false)
+	wantCode(t, err, codes.FailedPrecondition)
+	if !strings.Contains(err.Error(), "is mounted as a file system at "+n.target(v, "app")) {
+		t.Errorf("the message does not say who is in the way: %v", err)
+	}
 	must(t, n.tryPublish(v, "pair", "reader", blockCapability(), true)) // reading beside a mount is no second writer
 	n.unpublish(v, "reader")
 
@@ -409,6 +414,11 @@ func TestPagesContinueThoughEntriesGo(t *testing.T) {
 	}
 	first, err := n.controller.ListVolumes(t.Context(), &csi.ListVolumesRequest{MaxEntries: 2})
 	must(t, err)
+	second, err := n.controller.ListVolumes(t.Context(), &csi.ListVolumesRequest{StartingToken: first.GetNextToken(), MaxEntries: 1})
+	must(t, err)
+	if got := second.GetEntries()[0].GetVolume().GetVolumeId(); got != "c" {
+		t.Errorf("the second page begins with %s", got)
+	}
 	must(t, n.tryDelete("b")) // the last of the page
 	n.create("a2", mib, blockCapability(), nil)
 	rest, err := n.controller.ListVolumes(t.Context(), &csi.ListVolumesRequest{StartingToken: first.GetNextToken()})
