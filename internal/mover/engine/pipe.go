@@ -17,8 +17,7 @@ type pipe struct {
 
 	mu      sync.Mutex
 	queue   []outgoing
-	sent    int64 // bytes of the connection
-	payload int64 // of these, payload of Data
+	counted traffic
 	wake    chan struct{}
 
 	quit    chan struct{} // closed: no one takes from in any more
@@ -34,6 +33,19 @@ type arrival struct {
 	frame transport.Frame
 	work  <-chan result // of a Data on a target: what became of its bytes
 	err   error
+}
+
+// traffic is what left on a connection. What waited in the queue when it was cut never did.
+type traffic struct {
+	wire    int64 // bytes of frames
+	payload int64 // of these, carried by Data
+	data    int64 // the same bytes before compression
+}
+
+func (t *traffic) add(u traffic) {
+	t.wire += u.wire
+	t.payload += u.payload
+	t.data += u.data
 }
 
 type outgoing struct {
@@ -142,20 +154,21 @@ func (p *pipe) writeOne(m wire.Message) error {
 	if err != nil {
 		return err
 	}
+	t := traffic{wire: int64(n)}
+	if d, ok := m.(wire.Data); ok {
+		t.payload, t.data = int64(len(d.Payload)), int64(d.Length)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.sent += int64(n)
-	if d, ok := m.(wire.Data); ok {
-		p.payload += int64(len(d.Payload))
-	}
+	p.counted.add(t)
 	return nil
 }
 
-// counts is how many bytes were sent, and how many of them were payload.
-func (p *pipe) counts() (sent, payload int64) {
+// traffic is what was sent so far.
+func (p *pipe) traffic() traffic {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.sent, p.payload
+	return p.counted
 }
 
 // leave ends the pipe. With patience, what is queued is sent and the peer given that long to read it and close;

@@ -35,11 +35,11 @@ type Source struct {
 	pack  *packer
 	meter *meter
 
-	read          atomic.Int64
-	wire, payload int64 // sent over connections that ended
-	attempts      int
-	resumed       int
-	tier          *wire.Welcome
+	read     atomic.Int64
+	traffic  traffic // of connections that ended
+	attempts int
+	resumed  int
+	tier     *wire.Welcome
 }
 
 // NewSource prepares a session.
@@ -139,7 +139,7 @@ func (s *Source) report(began time.Time, err error) Report {
 		Replication: s.cfg.Replication, Epoch: s.cfg.Epoch, Point: s.cfg.Point, PointTime: s.cfg.PointTime,
 		Done: err == nil, Attempts: s.attempts, Resumed: s.resumed,
 		BytesTotal: total, BytesRead: s.read.Load(), BytesChanged: t.Changed, ZeroBytes: t.Zero,
-		BytesData: t.Sent, BytesSent: s.payload, BytesWire: s.wire, BytesAcked: t.Acked, BytesResent: t.Resent,
+		BytesData: s.traffic.data, BytesSent: s.traffic.payload, BytesWire: s.traffic.wire, BytesAcked: t.Acked, BytesResent: t.Resent,
 		Started: began, DurationSeconds: s.parts.Now().Sub(began).Seconds(),
 	}
 	if w := s.tier; w != nil {
@@ -182,9 +182,7 @@ func (s *Source) attempt(ctx context.Context) error {
 	link.leave(patience)
 	cancel()
 	work.wait()
-	sent, payload := link.counts()
-	s.wire += sent
-	s.payload += payload
+	s.traffic.add(link.traffic())
 	return transport.Distrusted(err, s.cfg.PeerIdentity)
 }
 

@@ -26,9 +26,10 @@ type world struct {
 	epoch   uint64
 	holds   engine.Content
 
-	machine *crash.Machine // the target's
-	wrap    func(client, server net.Conn) (net.Conn, net.Conn)
-	crashed chan struct{} // a crash was ordered and has happened
+	machine     *crash.Machine // the target's
+	wrap        func(client, server net.Conn) (net.Conn, net.Conn)
+	lossAllowed bool          // the target may report that a point is lost
+	crashed     chan struct{} // a crash was ordered and has happened
 
 	mu     sync.Mutex
 	up     chan struct{} // closed while the target is up
@@ -322,6 +323,17 @@ func (w *world) interrupt(point string, acked int64) {
 	w.wrap = nil
 }
 
+// interruptMaybe does the same with a session that may be done before.
+func (w *world) interruptMaybe(point string, acked int64) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	w.wrap = func(client, server net.Conn) (net.Conn, net.Conn) {
+		return &cutting{Conn: client, left: acked, cut: cancel}, server
+	}
+	w.newSource(point).Run(ctx)
+	w.wrap = nil
+}
+
 // cutting is a connection that ends after so many bytes written.
 type cutting struct {
 	net.Conn
@@ -384,7 +396,12 @@ func (m mortal) Write(p []byte) (int, error) {
 }
 
 // alarm is a log that fails the test when the target reports that something is lost.
-func (w *world) alarm() *slog.Logger { return slog.New(alarm{slog.DiscardHandler, w.t}) }
+func (w *world) alarm() *slog.Logger {
+	if w.lossAllowed {
+		return quiet()
+	}
+	return slog.New(alarm{slog.DiscardHandler, w.t})
+}
 
 type alarm struct {
 	slog.Handler
