@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"golang.org/x/time/rate"
 )
 
 // Limits.
@@ -41,6 +42,8 @@ type Gateway struct {
 	Router  Router
 	Log     logr.Logger
 	Metrics *Metrics
+	// refusals limits how many refused connections are logged: a stranger may knock as often as it likes. All are counted.
+	refusals *rate.Limiter
 	// HelloTimeout, HalfClosedTimeout and StopTimeout are for tests; the defaults when zero.
 	HelloTimeout, HalfClosedTimeout, StopTimeout time.Duration
 }
@@ -48,6 +51,7 @@ type Gateway struct {
 // Serve accepts until ctx is done, then lets connections end by themselves for a while and cuts the rest. It closes
 // the listener.
 func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
+	g.refusals = rate.NewLimiter(rate.Every(time.Second), 20)
 	var running sync.WaitGroup
 	waiting := make(chan struct{}, maxWaiting)
 	table := make(chan struct{}, maxConnections)
@@ -149,7 +153,9 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 // refuse ends a connection that is not passed on. The client is told nothing: it has not shown who it is.
 func (g *Gateway) refuse(client net.Conn, result string, err error) {
 	g.Metrics.refused(result)
-	g.Log.Info("connection refused", "client", client.RemoteAddr().String(), "result", result, "reason", err.Error())
+	if g.refusals.Allow() {
+		g.Log.Info("connection refused", "client", client.RemoteAddr().String(), "result", result, "reason", err.Error())
+	}
 	_ = client.Close()
 }
 
