@@ -34,7 +34,7 @@ func tell(t *testing.T, edit ...func(*demo.Options)) *demo.Story {
 	t.Helper()
 	o := demo.Options{
 		Home: cluster(t, "east"), Away: cluster(t, "west"),
-		Namespace: "story", Image: "lifeboat-demo/postgres:15",
+		Namespace: "lifeboat-demo", Image: "lifeboat-demo/postgres:15",
 		Scale: 5, VolumeSize: "1Gi", Clients: 2, Rate: 100,
 		WorkDir: t.TempDir(), Out: testOutput{t},
 	}
