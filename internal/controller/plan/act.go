@@ -188,15 +188,16 @@ func (r *Reconciler) putPlan(ctx context.Context, plan *v1alpha1.DisasterRecover
 	return peer.PutPlan(ctx, client.ObjectKeyFromObject(plan), spec, plan.Status.Epoch, r.Cluster)
 }
 
-// captureByTheClock takes the periodic application snapshots, start to start, the first at once.
+// captureByTheClock takes the periodic application snapshots, start to start, the first as soon as this cluster is primary.
 func (r *Reconciler) captureByTheClock(ctx context.Context, plan *v1alpha1.DisasterRecoveryPlan, s seen) error {
 	interval := 15 * time.Minute
 	if plan.Spec.MetadataBackupInterval != nil {
 		interval = plan.Spec.MetadataBackupInterval.Duration
 	}
 	for i := range s.snapshots {
-		// One of an operation is as good as a periodic one.
-		if s.now.Sub(s.snapshots[i].CreationTimestamp.Time) < interval {
+		// One of an operation is as good as a periodic one. The source is empty until its capture begins.
+		from := s.snapshots[i].Status.SourceCluster
+		if (from == r.Cluster || from == "") && s.now.Sub(captured(&s.snapshots[i])) < interval {
 			return nil
 		}
 	}

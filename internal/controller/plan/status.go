@@ -256,8 +256,12 @@ func newestComplete(snapshots []v1alpha1.ApplicationSnapshot) string {
 	return ""
 }
 
+// newestOn is the newest snapshot that another cluster holds: one that was sent there, or that came from there.
 func newestOn(snapshots []v1alpha1.ApplicationSnapshot, cluster string) string {
 	for _, s := range snapshots {
+		if s.Status.Phase == v1alpha1.SnapshotCompleted && s.Status.SourceCluster == cluster {
+			return s.Name
+		}
 		for _, p := range s.Status.Peers {
 			if p.Cluster == cluster && p.Synced {
 				return s.Name
