@@ -100,7 +100,7 @@ func KindOf(err error) Kind {
 		return kindOfRemote(remote.Kind)
 	case errors.As(err, &lost):
 		return KindLink
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return KindCancelled
 	}
 	return KindInternal

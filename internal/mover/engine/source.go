@@ -72,7 +72,7 @@ func (s *Source) State() State { return s.meter.read() }
 
 const (
 	firstBackoff = 200 * time.Millisecond
-	maxBackoff   = 15 * time.Second
+	maxBackoff   = 5 * time.Second
 	// maxFailures is how often in a row the target may fail, without anything gained, before the source gives up. A
 	// link that is down is waited for as long as it takes.
 	maxFailures = 4
