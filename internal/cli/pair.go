@@ -66,7 +66,7 @@ func runPair(cmd *cobra.Command, o pairOptions) error {
 	out := cmd.OutOrStdout()
 	result, err := pairing.Pair(cmd.Context(), sides[0], sides[1], pairing.Options{
 		Namespaces: o.namespaces, Mode: v1alpha1.PairMode(o.mode), ReplaceTrust: o.replaceTrust, Timeout: o.timeout,
-		Progress: func(line string) { fmt.Fprintln(out, line) },
+		Progress: func(line string) { _, _ = fmt.Fprintln(out, line) },
 	})
 	if err != nil {
 		return err
@@ -106,7 +106,7 @@ func printPairs(out io.Writer, r pairing.Result) {
 			allowed = "in " + strings.Join(pair.Spec.Namespaces, ", ")
 		}
 		roundTrip := time.Duration(pair.Status.RoundTripMicroseconds) * time.Microsecond
-		fmt.Fprintf(out, "%s -> %s: %s, round trip %s, %s runs Lifeboat %s; %s may act here %s\n",
+		_, _ = fmt.Fprintf(out, "%s -> %s: %s, round trip %s, %s runs Lifeboat %s; %s may act here %s\n",
 			r.Names[i], r.Names[1-i], pair.Status.LinkState, roundTrip, r.Names[1-i], pair.Status.PeerVersion, r.Names[1-i], allowed)
 	}
 }

@@ -166,7 +166,7 @@ func TestNoAnswerIsUnreachableAndNotRefused(t *testing.T) {
 	address := listener.Addr().String()
 	_ = listener.Close()
 	c := must(control.NewClient(control.ClientOptions{Cluster: east, Own: e.source(), PeerCluster: west, Address: address, Roots: w.roots(t), Now: time.Now}))(t)
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if _, err := c.Hello(t.Context()); !control.IsUnreachable(err) {
 		t.Fatalf("%v, want Unreachable", err)
 	}

@@ -136,7 +136,7 @@ func backend(t *testing.T, config *tls.Config, serve func(*tls.Conn)) string {
 				return
 			}
 			go func() {
-				defer conn.Close()
+				defer func() { _ = conn.Close() }()
 				serve(tls.Server(conn, config))
 			}()
 		}
@@ -159,7 +159,7 @@ func TestBytesPassUnopenedAndEachDirectionEndsByItself(t *testing.T) {
 	})
 	r := start(t, &gateway.Gateway{Router: routes{identity.ManagerServerName: address}})
 	conn := must(tls.Dial("tcp", r.address, e.client))(t)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	sent := make([]byte, 5<<20)
 	_, _ = rand.Read(sent)
 	must(conn.Write(sent))(t)
@@ -224,7 +224,7 @@ func TestWhatIsNotPassedOnIsClosedAndCounted(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			before := r.count(t, "lifeboat_gateway_refused_total", c.reason)
 			conn := must(net.Dial("tcp", r.address))(t)
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			for _, part := range c.send {
 				// The gateway may have closed already: that is what the read below looks at.
 				_, _ = conn.Write(part)
@@ -251,7 +251,7 @@ func TestAProbeOfThePortIsNoRefusal(t *testing.T) {
 	_ = conn.Close()
 	// A second connection that is refused shows that the first has been looked at: they are counted in no other way.
 	bad := must(net.Dial("tcp", r.address))(t)
-	defer bad.Close()
+	defer func() { _ = bad.Close() }()
 	_, _ = bad.Write([]byte("x\r\n\r\n........."))
 	eventually(t, "the bad client is counted", func() bool { return r.count(t, "lifeboat_gateway_refused_total", "bad-client") >= 1 })
 	if n := r.count(t, "lifeboat_gateway_refused_total", "bad-client"); n != 1 {
@@ -381,8 +381,8 @@ func TestStoppingLetsConnectionsEndThenCutsThem(t *testing.T) {
 func clientHello(t *testing.T, serverName string) []byte {
 	t.Helper()
 	near, far := net.Pipe()
-	defer near.Close()
-	defer far.Close()
+	defer func() { _ = near.Close() }()
+	defer func() { _ = far.Close() }()
 	go func() {
 		_ = tls.Client(near, &tls.Config{MinVersion: tls.VersionTLS13, ServerName: serverName, InsecureSkipVerify: true}).Handshake()
 	}()

@@ -58,7 +58,7 @@ func TestReadHelloNamesWhatIsWrong(t *testing.T) {
 		}
 	}
 	near, _ := net.Pipe()
-	defer near.Close()
+	defer func() { _ = near.Close() }()
 	if _, _, err := readHello(near, 20*time.Millisecond); !errors.Is(err, errTooSlow) {
 		t.Errorf("silence: %v", err)
 	}
@@ -85,8 +85,8 @@ func TestAMangledHelloIsRefusedOrReadAsItIs(t *testing.T) {
 func helloBody(t *testing.T, serverName string) []byte {
 	t.Helper()
 	near, far := net.Pipe()
-	defer near.Close()
-	defer far.Close()
+	defer func() { _ = near.Close() }()
+	defer func() { _ = far.Close() }()
 	go func() {
 		_ = tls.Client(near, &tls.Config{MinVersion: tls.VersionTLS13, ServerName: serverName, InsecureSkipVerify: true}).Handshake()
 	}()

@@ -52,8 +52,8 @@ func tune(conn net.Conn) error {
 // A direction that ends is passed on as an end of that direction only: the other one goes on, for a receiver may
 // still have its answer to send. Without an end a connection may be silent for ever; keepalive watches it.
 func splice(client, backend net.Conn, hello []byte, halfClosed time.Duration) (in, out int64, err error) {
-	defer client.Close()
-	defer backend.Close()
+	defer func() { _ = client.Close() }()
+	defer func() { _ = backend.Close() }()
 	if _, err := backend.Write(hello); err != nil {
 		return 0, 0, fmt.Errorf("send the ClientHello to the backend: %w", err)
 	}

@@ -108,7 +108,7 @@ func TestManagerClusterTakesManagersOnly(t *testing.T) {
 func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error) {
 	t.Helper()
 	listener := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	done := make(chan error, 1)
 	go func() {
 		conn, err := listener.Accept()
@@ -116,7 +116,7 @@ func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr e
 			done <- err
 			return
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		s := tls.Server(conn, server)
 		if err := s.Handshake(); err != nil {
 			done <- err
@@ -126,7 +126,7 @@ func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr e
 		done <- err
 	}()
 	conn := must(net.Dial("tcp", listener.Addr().String()))(t)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	c := tls.Client(conn, client)
 	_, clientErr = c.Read(make([]byte, 7))
 	return <-done, clientErr

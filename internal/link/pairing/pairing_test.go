@@ -237,7 +237,7 @@ func (c *cluster) start(t *testing.T) (*link.Peers, func()) {
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	return l.Addr().String()
 }
 
