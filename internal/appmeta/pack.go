@@ -75,7 +75,7 @@ type packInfo struct {
 func (m manifest) digest() string {
 	h := blake3.New()
 	for _, e := range m.Objects {
-		fmt.Fprintf(h, "%s\x00%s\x00%s\x00%s\x00%s\n", e.APIVersion, e.Kind, e.Namespace, e.Name, e.Chunk)
+		_, _ = fmt.Fprintf(h, "%s\x00%s\x00%s\x00%s\x00%s\n", e.APIVersion, e.Kind, e.Namespace, e.Name, e.Chunk)
 	}
 	return "blake3:" + hex.EncodeToString(h.Sum(nil))
 }

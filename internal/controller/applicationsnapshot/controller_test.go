@@ -236,7 +236,9 @@ func TestADeletedSnapshotFreesItsContent(t *testing.T) {
 		if err := s.Delete(context.Background(), s.look(key)); err != nil {
 			t.Fatal(err)
 		}
-		s.Reconcile(context.Background(), ctrl.Request{NamespacedName: key})
+		if _, err := s.Reconcile(context.Background(), ctrl.Request{NamespacedName: key}); err != nil {
+			t.Fatal(err)
+		}
 		if left := s.blobs(""); left != 0 {
 			t.Errorf("%d blobs are left in the %s", left, s.Cluster)
 		}
