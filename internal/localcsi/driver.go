@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -56,6 +57,8 @@ type Driver struct {
 	locks   locks
 	now     func() time.Time
 	log     *slog.Logger
+
+	unregistered atomic.Bool // the kubelet has not taken the driver yet
 }
 
 // Open opens the pool and repairs what an interrupted driver left: half-made volumes, frozen file systems,

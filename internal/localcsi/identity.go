@@ -25,10 +25,11 @@ func (d *Driver) GetPluginCapabilities(context.Context, *csi.GetPluginCapabiliti
 	}}, nil
 }
 
-// Probe says ready while the pool can be read.
+// Probe says ready while the pool can be read, once the kubelet has taken the driver: only then the cluster knows
+// which node volumes belong to, and the sidecars, which wait for Probe, can make some.
 func (d *Driver) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
 	if _, err := d.pool.Space(); err != nil {
 		return nil, err
 	}
-	return &csi.ProbeResponse{Ready: wrapperspb.Bool(true)}, nil
+	return &csi.ProbeResponse{Ready: wrapperspb.Bool(!d.unregistered.Load())}, nil
 }

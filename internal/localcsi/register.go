@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 
 	"google.golang.org/grpc"
@@ -15,6 +14,7 @@ import (
 type registrar struct {
 	registration.UnimplementedRegistrationServer
 	endpoint string
+	accepted func()
 	refused  chan error
 }
 
@@ -30,27 +30,26 @@ func (r *registrar) GetInfo(context.Context, *registration.InfoRequest) (*regist
 
 // NotifyRegistrationStatus hears whether the kubelet took the driver.
 func (r *registrar) NotifyRegistrationStatus(_ context.Context, s *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
-	if !s.GetPluginRegistered() {
-		select {
-		case r.refused <- errors.New(s.GetError()):
-		default:
-		}
+	if s.GetPluginRegistered() {
+		r.accepted()
+		return &registration.RegistrationStatusResponse{}, nil
+	}
+	select {
+	case r.refused <- errors.New(s.GetError()):
+	default:
 	}
 	return &registration.RegistrationStatusResponse{}, nil
 }
 
-// register offers the driver at endpoint to the kubelet that watches dir, until ctx ends. The kubelet finds the
-// socket by itself, also after its own restart; when it refuses the driver, that is the error.
-func register(ctx context.Context, dir, endpoint string) error {
+// register offers the driver at endpoint to the kubelet that watches dir, until ctx ends, and calls accepted each
+// time the kubelet took it. The kubelet finds the socket by itself, also after its own restart; when it refuses
+// the driver, that is the error.
+func register(ctx context.Context, dir, endpoint string, accepted func()) error {
 	l, err := Listen(filepath.Join(dir, Name+"-reg.sock"))
 	if err != nil {
 		return err
 	}
-	return serveRegistration(ctx, l, endpoint)
-}
-
-func serveRegistration(ctx context.Context, l net.Listener, endpoint string) error {
-	r := &registrar{endpoint: endpoint, refused: make(chan error, 1)}
+	r := &registrar{endpoint: endpoint, accepted: accepted, refused: make(chan error, 1)}
 	server := grpc.NewServer()
 	registration.RegisterRegistrationServer(server, r)
 	done := make(chan error, 1)

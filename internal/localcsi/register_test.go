@@ -14,7 +14,8 @@ func TestTheKubeletLearnsWhereTheDriverIs(t *testing.T) {
 	dir := socketDir(t)
 	ctx, end := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- register(ctx, dir, "/plugins/csi.sock") }()
+	taken := false
+	go func() { done <- register(ctx, dir, "/plugins/csi.sock", func() { taken = true }) }()
 	socket := filepath.Join(dir, Name+"-reg.sock")
 	eventually(t, "the registration socket", func() error { return socketThere(socket) })
 	conn := dial(t, socket)
@@ -29,12 +30,17 @@ func TestTheKubeletLearnsWhereTheDriverIs(t *testing.T) {
 	must(t, err)
 	end()
 	must(t, <-done)
+	if !taken {
+		t.Error("the driver did not hear that the kubelet took it")
+	}
 }
 
 func TestARefusalOfTheKubeletEndsTheDriver(t *testing.T) {
 	dir := socketDir(t)
 	done := make(chan error, 1)
-	go func() { done <- register(t.Context(), dir, "/plugins/csi.sock") }()
+	go func() {
+		done <- register(t.Context(), dir, "/plugins/csi.sock", func() { t.Error("taken and refused") })
+	}()
 	socket := filepath.Join(dir, Name+"-reg.sock")
 	eventually(t, "the registration socket", func() error { return socketThere(socket) })
 	conn := dial(t, socket)
@@ -60,4 +66,15 @@ func socketThere(path string) error {
 		return context.DeadlineExceeded
 	}
 	return nil
+}
+
+func TestTheDriverIsReadyWhenTheKubeletTookIt(t *testing.T) {
+	n := newNode(t)
+	endpoint := "unix://" + n.path("csi.sock")
+	n.driver.unregistered.Store(true)
+	if err := Ready(t.Context(), endpoint); err == nil {
+		t.Error("ready before the kubelet knows the driver")
+	}
+	n.driver.unregistered.Store(false)
+	must(t, Ready(t.Context(), endpoint))
 }

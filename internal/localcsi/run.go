@@ -35,10 +35,16 @@ func Run(ctx context.Context, cfg Config, endpoint, registrationDir string) erro
 		return err
 	}
 	cfg.Log.Info("serving", "driver", Name, "node", cfg.NodeID, "endpoint", endpoint)
+	d.unregistered.Store(registrationDir != "")
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.Serve(ctx, l) })
 	if registrationDir != "" {
-		group.Go(func() error { return register(ctx, registrationDir, socket) })
+		group.Go(func() error {
+			return register(ctx, registrationDir, socket, func() {
+				cfg.Log.Info("the kubelet took the driver")
+				d.unregistered.Store(false)
+			})
+		})
 	}
 	return group.Wait()
 }
