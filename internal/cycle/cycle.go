@@ -236,6 +236,8 @@ type Mover struct {
 	State MoverState
 	// Message tells what it waits for or why it ended.
 	Message string
+	// Ending is true when it is about to be through.
+	Ending bool
 }
 
 func wait(phase, reason, message string, poll time.Duration) Decision {

@@ -61,8 +61,8 @@ type Peer struct {
 	WaitingFor    string
 	// Members is true when the peer's group has the same members as ours.
 	Members bool
-	// Lacks is true when the peer says that objects are missing there.
-	Lacks bool
+	// Lacks is true when the peer says that objects are missing there, Well that it can do its work.
+	Lacks, Well bool
 	// Recovery is the point the peer has finished with, zero when it knows none.
 	Recovery Recovery
 	// Prepared is what the peer last said about preparing; empty when it was not asked or is content.
@@ -93,9 +93,11 @@ type Source struct {
 	Failures int // sessions in a row that failed, newest first
 	Recovery Recovery
 
-	// Snapshots, Clones and Mover are the running session's.
+	// Snapshots, Clones and Mover are the running session's. Clones are Partial while one of them is on its way in or
+	// out; Trouble tells why.
 	Snapshots []Snapshot
 	Clones    Presence
+	Trouble   string
 	Mover     Mover
 	// Stale names Jobs, clones and snapshots of points that are neither the session's nor the base's, and that nobody
 	// has asked to be removed yet.
@@ -219,13 +221,17 @@ func runSession(s Source) Decision {
 	case Absent:
 		return running(MakeClones, ReasonSessionRunning, "making block claims from the snapshots", 0)
 	case Partial:
-		return running(Wait, ReasonSessionRunning, "waiting for former block claims to go", Quick)
+		// A pod that comes before its claims is put back by the scheduler for longer than they take.
+		return running(Wait, ReasonSessionRunning, "waiting for the block claims"+because(s.Trouble), Quick)
 	}
 	switch s.Mover.State {
 	case MoverAbsent:
 		return running(StartMover, ReasonSessionRunning, "starting the mover", 0)
 	case MoverEnding:
 		return running(Wait, ReasonSessionRunning, "waiting for the former mover to end before it is started again", Quick)
+	}
+	if s.Mover.Ending {
+		return running(FollowMover, ReasonSessionRunning, s.Mover.Message, Quick)
 	}
 	return running(FollowMover, ReasonSessionRunning, s.Mover.Message, Steady)
 }
@@ -306,7 +312,7 @@ func peerFirst(s Source) (d Decision, ok bool) {
 		return prepare(ReasonMembersDiffer, fmt.Sprintf("the group in cluster %s has other members than this one", p.Name))
 	case p.Lacks:
 		return prepare(ReasonPeerPreparing, p.WaitingFor)
-	case p.InForce != p.Stand, !p.ReceiverReady:
+	case p.InForce != p.Stand, !p.ReceiverReady && !p.Well:
 		waits := p.WaitingFor
 		if waits == "" {
 			waits = "its receiver is not ready"
@@ -326,9 +332,9 @@ func begin(s Source) Decision {
 		}
 		return d
 	}
-	if !finished(s) {
+	if !s.Peer.ReceiverReady || !finished(s) {
 		return Decision{Step: Wait, Phase: Waiting, Reason: ReasonPeerFinishing, Ready: true, Poll: Steady,
-			Message: fmt.Sprintf("cluster %s still records point %s", s.Peer.Name, s.Recovery.Point)}
+			Message: fmt.Sprintf("cluster %s is not through with the former session yet: %s", s.Peer.Name, s.Peer.WaitingFor)}
 	}
 	return Decision{Step: StartSession, Phase: Running, Reason: ReasonSessionDue, Ready: true, Trigger: trigger, Message: "a session is due: " + trigger}
 }

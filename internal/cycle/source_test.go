@@ -97,7 +97,10 @@ func TestWhenASessionBegins(t *testing.T) {
 		{"the same, a moment after it was committed", func(s *Source) {
 			s.TriggerNow, s.Last.FinishedAt = "go", noon.Add(-time.Second)
 			s.Peer.Recovery = Recovery{Point: "p0", Time: noon.Add(-time.Hour)}
-		}, expectation{Wait, ReasonPeerFinishing, true, "", "p1"}},
+		}, expectation{Wait, ReasonPeerFinishing, true, "", "west"}},
+		{"the receiver records, and nothing is due", func(s *Source) { s.Peer.ReceiverReady, s.Peer.Well = false, true }, expectation{Rest, ReasonReady, true, "", ""}},
+		{"the receiver records, and a session is due", func(s *Source) { s.Peer.ReceiverReady, s.Peer.Well, s.TriggerNow = false, true, "go" },
+			expectation{Wait, ReasonPeerFinishing, true, "", "west"}},
 		{"the target committed a point this side believes failed", func(s *Source) {
 			s.TriggerNow, s.Last.FinishedAt = "go", noon.Add(-time.Second)
 			s.Peer.Recovery = Recovery{Point: "p2", Time: noon}
@@ -180,15 +183,15 @@ func TestASessionFromBeginningToEnd(t *testing.T) {
 			s.Session.CutAt, s.Session.StartedAt = time.Time{}, noon.Add(-time.Hour)
 		}, expectation{RecordCut, ReasonSessionRunning, true, "", ""}},
 		{"no clones", func(s *Source) { s.Clones, s.Mover = Absent, Mover{} }, expectation{MakeClones, ReasonSessionRunning, true, "", ""}},
-		{"clones that are on their way out", func(s *Source) { s.Clones, s.Mover = Partial, Mover{} }, expectation{Wait, ReasonSessionRunning, true, "", ""}},
+		{"clones that are not bound", func(s *Source) { s.Clones, s.Mover, s.Trouble = Partial, Mover{}, "quota" }, expectation{Wait, ReasonSessionRunning, true, "", "quota"}},
 		{"no mover", func(s *Source) { s.Mover = Mover{} }, expectation{StartMover, ReasonSessionRunning, true, "", ""}},
 		{"a mover that is being removed", func(s *Source) { s.Mover.State = MoverEnding }, expectation{Wait, ReasonSessionRunning, true, "", ""}},
 		{"a mover that runs", func(*Source) {}, expectation{FollowMover, ReasonSessionRunning, true, "", "transferring"}},
 		{"a mover that is through", func(s *Source) { s.Mover.State = MoverCommitted }, expectation{CommitSession, ReasonSessionEnded, true, "", "p2"}},
 		{"a mover that is through, though the snapshots are gone", func(s *Source) { s.Mover.State, s.Snapshots = MoverCommitted, []Snapshot{{Claim: "data"}} },
 			expectation{CommitSession, ReasonSessionEnded, true, "", "p2"}},
-		{"a mover that was refused", func(s *Source) { s.Mover = Mover{MoverRefused, "sizes"} }, expectation{FailSession, ReasonMoverRefused, true, "", "sizes"}},
-		{"a Job that gave up", func(s *Source) { s.Mover = Mover{MoverFailed, "crashed"} }, expectation{FailSession, ReasonMoverFailed, true, "", "crashed"}},
+		{"a mover that was refused", func(s *Source) { s.Mover = Mover{State: MoverRefused, Message: "sizes"} }, expectation{FailSession, ReasonMoverRefused, true, "", "sizes"}},
+		{"a Job that gave up", func(s *Source) { s.Mover = Mover{State: MoverFailed, Message: "crashed"} }, expectation{FailSession, ReasonMoverFailed, true, "", "crashed"}},
 		{"snapshots vanish under a running mover", func(s *Source) { s.Snapshots[0] = Snapshot{Claim: "data"} }, expectation{RemoveMover, ReasonSnapshotsVanished, true, "", "data"}},
 		{"snapshots vanish, the mover is gone", func(s *Source) { s.Snapshots[0], s.Mover = Snapshot{Claim: "data"}, Mover{} },
 			expectation{FailSession, ReasonSnapshotsVanished, true, "", "data"}},

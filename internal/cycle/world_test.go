@@ -51,6 +51,7 @@ type cluster struct {
 	recovery Recovery // as source: committed on the peer; as target: recorded
 	base     string
 	ready    bool
+	well     bool
 	trigger  string
 
 	// objects
@@ -161,7 +162,7 @@ func (w *world) see(c *cluster) (Source, Target) {
 		Now: w.now, Wanted: c.wanted, InForce: c.inForce, TriggerNow: c.trigger, Create: true, Session: c.session, Last: c.last, Failures: c.failures,
 		Recovery: c.recovery, Snapshots: snaps, Clones: clones, Mover: mover, Stale: stale, Replica: replica,
 		Peer: Peer{Name: c.peer.name, Link: v1alpha1.LinkConnected, Asked: true, Found: true, Stand: c.peer.wanted, InForce: c.peer.inForce,
-			ReceiverReady: c.peer.ready, Members: true, Recovery: c.peer.recovery},
+			ReceiverReady: c.peer.ready, Well: c.peer.well, Members: true, Recovery: c.peer.recovery},
 	}
 	target := Target{
 		Now: w.now, Wanted: c.wanted, InForce: c.inForce, Users: users, Session: c.session, Mover: mover, Leftover: leftover,
@@ -192,6 +193,7 @@ func (w *world) step(c *cluster) Decision {
 		effect()
 		w.invariants(c)
 	}
+	c.well = d.Ready
 	if d.Step != StartSession {
 		c.ready = d.Ready && c.inForce.Role == v1alpha1.RoleTarget && c.inForce == c.wanted && (c.applied == nil || c.applied.id == c.recovery.Point)
 	}

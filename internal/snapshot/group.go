@@ -150,20 +150,25 @@ func complete(ctx context.Context, reader client.Reader, m *Member, classes []sn
 	return nil
 }
 
-func late(ctx context.Context, reader client.Reader, m *Member) error {
-	if m.StorageClass() == "" {
-		return nil
+func late(ctx context.Context, reader client.Reader, m *Member) (err error) {
+	m.Late, err = BindsLate(ctx, reader, m.Claim)
+	return err
+}
+
+// BindsLate reports whether a claim's storage class waits for the first pod that mounts the claim.
+func BindsLate(ctx context.Context, reader client.Reader, claim *corev1.PersistentVolumeClaim) (bool, error) {
+	if claim.Spec.StorageClassName == nil || *claim.Spec.StorageClassName == "" {
+		return false, nil
 	}
 	var class storagev1.StorageClass
-	err := reader.Get(ctx, client.ObjectKey{Name: m.StorageClass()}, &class)
+	err := reader.Get(ctx, client.ObjectKey{Name: *claim.Spec.StorageClassName}, &class)
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil
+		return false, nil
 	case err != nil:
-		return fmt.Errorf("read storage class %s of claim %s/%s: %w", m.StorageClass(), m.Claim.Namespace, m.Name, err)
+		return false, fmt.Errorf("read storage class %s of claim %s/%s: %w", *claim.Spec.StorageClassName, claim.Namespace, claim.Name, err)
 	}
-	m.Late = class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
-	return nil
+	return class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer, nil
 }
 
 // Fault is what keeps a group from being used, as a person must mend it.

@@ -338,6 +338,10 @@ func (r *Reconciler) tidy(ctx context.Context, v *view) error {
 			errs = append(errs, snapshot.Delete(ctx, r.Client, v.rep.Namespace, name))
 		}
 	}
+	// The newest session's Job may have been removed by hand, without its configuration.
+	if last := v.status.LastSession; last != nil && v.status.Session == nil {
+		errs = append(errs, r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, v.names.job(last.Point)))
+	}
 	return errors.Join(errs...)
 }
 

@@ -299,10 +299,15 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view) error {
 	v.source = s
 	s.Scheduled, s.Look = look(v)
 	r.observeSession(ctx, v)
-	s.Session, s.Snapshots, s.Clones = session(v.status.Session), sessionSnapshots(v), clones(v)
+	s.Session, s.Snapshots = session(v.status.Session), sessionSnapshots(v)
+	var err error
+	if s.Clones, s.Trouble, err = r.clones(ctx, v); err != nil {
+		return err
+	}
 	s.Mover, v.report = judgeMover(v)
 	if s.Mover.State == cycle.MoverRunning && v.state != nil {
 		s.Mover.Message = progressMessage(v.state)
+		s.Mover.Ending = v.state.Phase == engine.PhaseCommitting || v.state.Phase == engine.PhaseDone
 	}
 	s.Stale = stale(v)
 	if s.InForce.Role != v1alpha1.RoleSource {
@@ -439,22 +444,47 @@ func find(v *view, point string, purpose snapshot.Purpose, claim string) *snapsh
 	return nil
 }
 
-// clones tells how far the running session's block claims are.
-func clones(v *view) cycle.Presence {
+// clones tells how far the running session's block claims are, and what holds them up. Those of a class that waits for the
+// first pod are there as soon as they exist: the mover's pod is the first.
+func (r *Reconciler) clones(ctx context.Context, v *view) (cycle.Presence, string, error) {
 	if v.status.Session == nil {
-		return cycle.Absent
+		return cycle.Absent, "", nil
 	}
-	presence := cycle.Present
+	presence, trouble := cycle.Present, ""
 	for i := range v.status.Session.Claims {
-		clone := v.claim(snapshot.MemberName(v.rep.Name, v.status.Session.Point, i))
+		name := snapshot.MemberName(v.rep.Name, v.status.Session.Point, i)
+		clone := v.claim(name)
 		switch {
-		case clone == nil && presence == cycle.Present:
-			presence = cycle.Absent
-		case clone != nil && !clone.DeletionTimestamp.IsZero():
-			return cycle.Partial
+		case clone == nil:
+			if presence == cycle.Present {
+				presence = cycle.Absent
+			}
+		case !clone.DeletionTimestamp.IsZero():
+			return cycle.Partial, "the former claim " + name + " is being deleted", nil
+		case clone.Status.Phase != corev1.ClaimBound:
+			late, err := snapshot.BindsLate(ctx, r.Live, clone)
+			if err != nil {
+				return cycle.Partial, "", err
+			}
+			if late || presence == cycle.Absent {
+				continue
+			}
+			presence, trouble = cycle.Partial, r.claimTrouble(ctx, clone)
 		}
 	}
-	return presence
+	return presence, trouble, nil
+}
+
+// claimTrouble is the newest warning about a claim. It is for the operator alone, so a failure to read it is left out.
+func (r *Reconciler) claimTrouble(ctx context.Context, claim *corev1.PersistentVolumeClaim) string {
+	trouble := "claim " + claim.Name + " is not bound yet"
+	var list corev1.EventList
+	of := client.MatchingFields{"involvedObject.uid": string(claim.UID), "type": corev1.EventTypeWarning}
+	if err := r.Live.List(ctx, &list, client.InNamespace(claim.Namespace), of); err != nil || len(list.Items) == 0 {
+		return trouble
+	}
+	newest := slices.MaxFunc(list.Items, func(a, b corev1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) })
+	return trouble + ": " + newest.Message
 }
 
 // claim finds a claim that Lifeboat made.
@@ -636,6 +666,10 @@ func (r *Reconciler) forget(key types.NamespacedName) {
 func (r *Reconciler) observePeer(ctx context.Context, v *view) cycle.Peer {
 	link := r.Peers.State(v.rlink.ClusterPair)
 	p := cycle.Peer{Name: v.peerCluster(), Link: link.Link, Trouble: link.Message}
+	// Heartbeats notice when it is back. A call would hold this worker until it times out.
+	if link.Link == v1alpha1.LinkLost {
+		return p
+	}
 	peer, err := r.Peers.Client(v.rlink.ClusterPair)
 	if err != nil {
 		p.Trouble = err.Error()
@@ -663,6 +697,7 @@ func (r *Reconciler) observePeer(ctx context.Context, v *view) cycle.Peer {
 	p.Stand = cycle.Stand{Role: there.Spec.Role, Epoch: max(there.Spec.Epoch, 1)}
 	p.InForce = cycle.Stand{Role: there.Status.Role, Epoch: there.Status.Epoch}
 	p.Members, p.Lacks = sameMembers(v, there.Status.Claims), lacks(there)
+	p.Well = meta.IsStatusConditionTrue(there.Status.Conditions, v1alpha1.ConditionReady)
 	for _, link := range there.Status.Rlinks {
 		if link.RlinkName == v.rlink.RlinkName {
 			p.ReceiverReady, p.WaitingFor, p.Recovery = link.ReceiverReady, link.WaitingFor, recovery(link.RecoveryPoint)

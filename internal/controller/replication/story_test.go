@@ -211,6 +211,28 @@ func TestProgressIsShownWhileTheMoverRuns(t *testing.T) {
 	w.until("it ends when the target is back", w.east.committed("app", "now"))
 }
 
+func TestABlockClaimThatIsNotBoundSaysWhy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protect(w, "data")
+	w.east.holdClaims = true
+	w.east.trigger("app", "now")
+	w.until("a clone", func() bool { return len(w.east.claims()) == 2 })
+	name := w.east.claims()[1]
+	var claim corev1.PersistentVolumeClaim
+	w.east.must(w.east.kube.Get(t.Context(), w.east.key(name), &claim))
+	w.east.create(&corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "quota"}, Type: corev1.EventTypeWarning, Reason: "ProvisioningFailed", Message: "the pool is full",
+		InvolvedObject: corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: w.namespace, Name: name, UID: claim.UID}, LastTimestamp: metav1.Now(),
+	})
+	w.until("the driver's words", func() bool {
+		s := w.east.link("app").Session
+		return s != nil && strings.Contains(s.Message, name) && strings.Contains(s.Message, "the pool is full")
+	})
+	w.east.holdClaims = false
+	w.until("it goes on", w.east.committed("app", "now"))
+}
+
 func TestRecoveryPointsAreKeptAsManyAsWanted(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -457,7 +457,7 @@ type links struct{ *side }
 func (l links) State(pair string) heartbeat.State {
 	state := l.peers.State(pair)
 	if l.offline {
-		state.Link = v1alpha1.LinkLost
+		state.Link, state.Message = v1alpha1.LinkLost, "the cable is out"
 	}
 	return state
 }
