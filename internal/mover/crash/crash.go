@@ -123,6 +123,13 @@ func (m *Machine) Clone(seed uint64) *Machine {
 	return next
 }
 
+// WithFolderOf is a copy of the machine as it runs now, with the folder of another.
+func (m *Machine) WithFolderOf(other *Machine) *Machine {
+	next, from := m.Clone(0), other.Clone(0)
+	next.names, next.durable = from.names, from.durable
+	return next
+}
+
 func sortedKeys(m map[string]*content) []string {
 	keys := make([]string, 0, len(m))
 	for k := range m {

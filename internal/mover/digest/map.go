@@ -116,13 +116,14 @@ func (m *Map) Update(at int64, blocks []Digest) error {
 	return m.write(m.blockAt(at/BlockSize), blocks)
 }
 
-// Seal computes the digest of segment s again from its blocks.
-func (m *Map) Seal(s int) error {
+// Seal computes the digest of segment s again from its blocks, and returns it.
+func (m *Map) Seal(s int) (Digest, error) {
 	blocks, err := m.rawBlocks(s)
 	if err != nil {
-		return err
+		return Digest{}, err
 	}
-	return m.write(m.segmentAt(s), []Digest{Segment(blocks)})
+	d := Segment(blocks)
+	return d, m.write(m.segmentAt(s), []Digest{d})
 }
 
 // SetSegment writes a whole segment: its blocks and its digest.

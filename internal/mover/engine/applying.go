@@ -52,14 +52,10 @@ func (t *Target) redo(ctx context.Context) error {
 func (t *Target) apply(ctx context.Context) error {
 	d := t.spool.State().Delta
 	a := &application{target: t, delta: d}
-	check, err := newUnpacker()
-	if err != nil {
-		return err
-	}
-	a.check = check
 	memory := rawBuffers.Get().(*[]byte)
 	defer rawBuffers.Put(memory)
 	a.buf = *memory
+	var err error
 	if a.index, err = t.indexes(d.Members); err != nil {
 		return err
 	}
@@ -86,7 +82,8 @@ func (t *Target) apply(ctx context.Context) error {
 func (t *Target) indexes(members []wire.Member) ([]int, error) {
 	out := make([]int, len(members))
 	for i, m := range members {
-		v := slices.Index(t.members, m)
+		// It may have grown since.
+		v := slices.IndexFunc(t.members, func(x wire.Member) bool { return x.Name == m.Name && x.Size >= m.Size })
 		if v < 0 {
 			return nil, &ConfigError{
 				Field: "volumes", Found: "without " + m.Name,
@@ -104,7 +101,6 @@ type application struct {
 	delta  *spool.Delta
 	index  []int // volumes of the delta -> of the target
 	maps   maps  // by volume of the delta
-	check  *unpacker
 	buf    []byte
 	dirty  bool // the segment at hand has records
 	done   int64
@@ -115,7 +111,7 @@ func (a *application) record(m wire.Message) error {
 	switch m := m.(type) {
 	case wire.Data:
 		if !a.delta.Direct {
-			raw, err := a.check.unpack(m, a.buf)
+			raw, err := t.check.unpack(m, a.buf)
 			if err != nil {
 				return err
 			}
@@ -137,7 +133,7 @@ func (a *application) record(m wire.Message) error {
 		a.dirty = true
 	case wire.SegmentEnd:
 		if a.dirty {
-			a.maps.seal(m.Volume, m.Segment)
+			a.maps.seal(m.Volume, m.Segment, m.Digest)
 		}
 		a.dirty = false
 		a.done += digest.Geometry{Size: a.delta.Members[m.Volume].Size}.SegmentLen(m.Segment)
@@ -176,9 +172,15 @@ func (ms maps) update(v int, at int64, digests []digest.Digest) {
 	}
 }
 
-func (ms maps) seal(v, s int) {
-	if o := ms[v]; o.err == nil {
-		o.err = o.m.Seal(s)
+// seal ends a segment, whose digest is known: a map that comes to another one was wrong before.
+func (ms maps) seal(v, s int, want digest.Digest) {
+	o := ms[v]
+	if o.err != nil {
+		return
+	}
+	var got digest.Digest
+	if got, o.err = o.m.Seal(s); o.err == nil && got != want {
+		o.err = fmt.Errorf("%w: segment %d comes to %.16s instead of %.16s", digest.ErrDamaged, s, got, want)
 	}
 }
 

@@ -13,10 +13,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"lifeboat.dev/lifeboat/internal/mover/spool"
@@ -230,7 +232,10 @@ func (t *Target) Serve(ctx context.Context, l net.Listener, conf *tls.Config) {
 			continue
 		}
 		wg.Go(func() {
-			if err := t.greet(ctx, raw, conf); err != nil {
+			err := t.greet(ctx, raw, conf)
+			switch {
+			case err == nil, errors.Is(err, errProbe):
+			default:
 				t.parts.Log.Warn("session ended", "peer", raw.RemoteAddr().String(), "kind", string(KindOf(err)), "error", err.Error())
 			}
 		})
@@ -241,9 +246,18 @@ func (t *Target) greet(ctx context.Context, raw net.Conn, conf *tls.Config) erro
 	conn := tls.Server(transport.Patient(raw, 0), conf)
 	hs, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	if err := conn.HandshakeContext(hs); err != nil {
+	err := conn.HandshakeContext(hs)
+	if err != nil {
 		_ = raw.Close()
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		return errProbe
+	}
+	if err != nil {
 		return fmt.Errorf("greet a source: %w", err)
 	}
 	return t.Handle(ctx, conn)
 }
+
+// errProbe is a connection that ended without a word, as health checks do.
+var errProbe = errors.New("probed")

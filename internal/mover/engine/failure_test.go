@@ -12,6 +12,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"lifeboat.dev/lifeboat/internal/mover/crash"
 	"lifeboat.dev/lifeboat/internal/mover/engine"
 )
 
@@ -250,4 +251,100 @@ func (w *world) oneOf(points ...string) {
 		}
 	}
 	w.t.Fatalf("the target claims %q, not one of %q", got, points)
+}
+
+// A spool that is full of a half delta makes room for the next instant's by dropping it, although nothing can be
+// written before.
+func TestAFullSpoolMakesRoomForAnotherInstant(t *testing.T) {
+	w := protected(t)
+	w.interrupt("new", 200<<10)
+	waitFor(t, func() bool { return w.target.State().Phase == engine.PhaseIdle })
+	var freed atomic.Bool
+	w.machine.FailWith(func(op, name string) error {
+		switch {
+		case op == "remove" && strings.HasPrefix(name, "delta-"):
+			freed.Store(true)
+		case op == "write" && !freed.Load():
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	w.write("log", 0, 10, 77)
+	w.cut("next")
+	w.sync("next")
+	w.down()
+}
+
+// A volume that holds something nobody knows of, as storage that does not zero does, is made equal all the same.
+func TestAFirstCopyOntoGarbage(t *testing.T) {
+	w := newWorld(t, group)
+	for _, m := range w.members {
+		if _, err := w.machine.Volume(m.name, m.size).WriteAt(random(3<<20, 9), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.write("data", 1<<20, 100, 1)
+	w.cut("p1")
+	w.boot()
+	w.sync("p1")
+	w.down()
+}
+
+// Both sides have grown: the next session brings the new part, and still only what differs.
+func TestVolumesThatGrow(t *testing.T) {
+	w := protected(t)
+	w.interrupt("new", 200<<10) // a half delta of the old size is in the spool
+	w.down()
+	grown := newWorld(t, []member{{"data", 130 << 20}, {"log", 4 << 20}})
+	for _, m := range w.members {
+		for _, x := range []struct{ from, to *crash.Machine }{{w.source, grown.source}, {w.machine, grown.machine}} {
+			p := make([]byte, m.size)
+			if _, err := x.from.Volume(m.name, m.size).ReadAt(p, 0); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := grown.volume(x.to, m.name).WriteAt(p, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// The spool stays as it is; only the volumes are new.
+	grown.machine = grown.machine.WithFolderOf(w.machine)
+	grown.write("data", 129<<20, 100, 5)
+	grown.cut("grown")
+	grown.boot()
+	r := grown.sync("grown")
+	if r.Tier != "digest" || r.Direct || r.BytesChanged > 1<<20 {
+		t.Errorf("%+v", r)
+	}
+	grown.down()
+}
+
+// A link that flaps while the target reads its replica does not make it begin anew.
+func TestAMapIsBuiltOnceHoweverOftenTheLinkFlaps(t *testing.T) {
+	w := newWorld(t, group)
+	stories[2].past(w)
+	w.cut("new")
+	w.boot()
+	var maps atomic.Int32
+	building, goOn := make(chan struct{}), make(chan struct{})
+	w.machine.FailWith(func(op, name string) error {
+		if op == "create" && strings.HasPrefix(name, "map-") && maps.Add(1) == 1 {
+			close(building)
+			<-goOn
+		}
+		return nil
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	gone := make(chan engine.Report, 1)
+	source := w.newSource("new")
+	go func() { gone <- source.Run(ctx) }()
+	<-building
+	cancel()
+	<-gone
+	close(goOn)
+	w.sync("new")
+	if got := maps.Load(); got != 2 {
+		t.Errorf("%d maps were made for two volumes", got)
+	}
+	w.down()
 }

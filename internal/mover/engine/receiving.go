@@ -18,7 +18,6 @@ import (
 type receiver struct {
 	target *Target
 	link   *pipe
-	check  *unpacker
 	log    *slog.Logger
 
 	process  context.Context // of the whole target: a commit outlives its connection
@@ -51,7 +50,7 @@ func (r *receiver) prepare(f transport.Frame) <-chan result {
 	done := make(chan result, 1)
 	go func() {
 		memory := rawBuffers.Get().(*[]byte)
-		raw, err := r.check.unpack(m, *memory)
+		raw, err := r.target.check.unpack(m, *memory)
 		done <- result{raw: raw, memory: memory, err: err}
 	}()
 	return done
@@ -79,7 +78,7 @@ func (r *receiver) serve(ctx context.Context) error {
 		return r.fail(err)
 	}
 	defer func() { <-t.turn }()
-	core, refusal, err := r.open(ctx)
+	core, refusal, err := r.open()
 	quiet()
 	if refusal != nil {
 		return r.refuse(refusal)
@@ -178,9 +177,9 @@ func (t *Target) beat() wire.Pulse {
 
 // open decides about the source and brings spool and digest maps to where the session begins. A nil core means that
 // there is nothing to do.
-func (r *receiver) open(ctx context.Context) (*session.Target, *session.Refusal, error) {
+func (r *receiver) open() (*session.Target, *session.Refusal, error) {
 	t := r.target
-	if err := t.redo(ctx); err != nil {
+	if err := t.redo(r.process); err != nil {
 		return nil, nil, err
 	}
 	t.note()
@@ -210,7 +209,7 @@ func (r *receiver) open(ctx context.Context) (*session.Target, *session.Refusal,
 		r.link.send(d.Welcome, nil)
 		return nil, nil, nil
 	}
-	core, err := r.begin(ctx, d)
+	core, err := r.begin(d)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -225,12 +224,13 @@ func (r *receiver) open(ctx context.Context) (*session.Target, *session.Refusal,
 }
 
 // begin makes the core of a new delta, or finds that of the half one.
-func (r *receiver) begin(ctx context.Context, d session.Decision) (*session.Target, error) {
+func (r *receiver) begin(d session.Decision) (*session.Target, error) {
 	t := r.target
 	var expect [][]digest.Digest
 	if d.Welcome.Tier != wire.TierFull {
 		var err error
-		if r.maps, expect, err = t.openMaps(ctx); err != nil {
+		// Reading a whole replica may take long: a link that flaps meanwhile must not make it begin anew each time.
+		if r.maps, expect, err = t.openMaps(r.process); err != nil {
 			return nil, err
 		}
 	}

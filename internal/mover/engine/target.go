@@ -33,6 +33,7 @@ type Target struct {
 	parts   TargetParts
 	members []wire.Member
 	meter   *meter
+	check   *unpacker
 
 	// turn is held by the connection whose session runs; spool, live and the replicas belong to its holder.
 	turn  chan struct{}
@@ -64,6 +65,9 @@ func NewTarget(cfg TargetConfig, parts TargetParts) (*Target, error) {
 		t.members = append(t.members, wire.Member{Name: v.Name, Size: size})
 	}
 	var err error
+	if t.check, err = newUnpacker(); err != nil {
+		return nil, err
+	}
 	if t.spool, err = spool.Open(parts.FS, cfg.Replication); err != nil {
 		return nil, classify("spool "+cfg.Spool, err)
 	}
@@ -143,12 +147,7 @@ func (t *Target) Handle(ctx context.Context, conn net.Conn) error {
 		_ = conn.Close()
 		return err
 	}
-	check, err := newUnpacker()
-	if err != nil {
-		_ = conn.Close()
-		return err
-	}
-	r := &receiver{target: t, process: ctx, check: check, log: t.parts.Log}
+	r := &receiver{target: t, process: ctx, log: t.parts.Log}
 	r.link = newPipe(stream, 16, r.prepare)
 	err = r.serve(ctx)
 	patience := time.Duration(0)

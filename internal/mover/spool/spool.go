@@ -175,7 +175,28 @@ func (s *Spool) Drop() error {
 	if err := s.closeLog(); err != nil {
 		return err
 	}
+	// The log goes first: on a spool that is full there is no room for the new state before. A crash in between leaves
+	// a delta that begins anew, which is as good as none.
+	if err := s.removeLog(); err != nil {
+		return err
+	}
 	return s.saveAndSweep(withoutDelta(s.state))
+}
+
+func (s *Spool) removeLog() error {
+	names, err := s.fs.Names()
+	if err != nil {
+		return fmt.Errorf("list spool: %w", err)
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, s.state.Delta.prefix()) {
+			continue
+		}
+		if err := s.fs.Remove(name); err != nil {
+			return fmt.Errorf("drop delta: %w", err)
+		}
+	}
+	return nil
 }
 
 func withoutDelta(st State) State {
