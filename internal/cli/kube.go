@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 
+	"github.com/go-logr/logr"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -11,6 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	lifeboat "lifeboat.dev/lifeboat/api/v1alpha1"
 )
@@ -39,6 +41,8 @@ func restConfig(kubeContext string) (*rest.Config, error) {
 		return nil, fmt.Errorf("kubeconfig context %q: %w", kubeContext, err)
 	}
 	cfg.QPS, cfg.Burst = 200, 400
+	// A verb speaks for itself; pods that log set a logger of their own first, and the first one stays.
+	ctrllog.SetLogger(logr.Discard())
 	return cfg, nil
 }
 

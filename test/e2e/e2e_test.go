@@ -16,10 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/internal/cli"
@@ -132,15 +134,21 @@ func rlink(t *testing.T, s *demo.Story, c demo.Cluster) v1alpha1.RlinkStatus {
 func onlyOneSideRuns(t *testing.T, s *demo.Story, c demo.Cluster) {
 	t.Helper()
 	for _, side := range []demo.Cluster{s.Home, s.Away} {
-		var pods corev1.PodList
-		must(t, side.Client.List(t.Context(), &pods, client.InNamespace(s.Namespace), client.MatchingLabels{"app": "postgres"}))
-		if side.Name == c.Name && len(pods.Items) == 0 {
+		n := databasePods(t, s, side)
+		if side.Name == c.Name && n == 0 {
 			t.Errorf("no pod of the database on %s", side.Name)
 		}
-		if side.Name != c.Name && len(pods.Items) > 0 {
-			t.Errorf("%d pods of the database on %s, which is not the primary", len(pods.Items), side.Name)
+		if side.Name != c.Name && n > 0 {
+			t.Errorf("%d pods of the database on %s, which is not the primary", n, side.Name)
 		}
 	}
+}
+
+func databasePods(t *testing.T, s *demo.Story, c demo.Cluster) int {
+	t.Helper()
+	var pods corev1.PodList
+	must(t, c.Client.List(t.Context(), &pods, client.InNamespace(s.Namespace), client.MatchingLabels{"app": "postgres"}))
+	return len(pods.Items)
 }
 
 // editReplication changes the source's replication.
@@ -211,6 +219,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("KUBECONFIG is not set: run make e2e, which brings the clusters up")
 		os.Exit(1)
 	}
+	ctrllog.SetLogger(logr.Discard())
 	os.Exit(m.Run())
 }
 

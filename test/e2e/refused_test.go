@@ -36,7 +36,9 @@ func TestMigrateWhileThePeerIsDownWaits(t *testing.T) {
 		p := plan(t, s, s.Home)
 		return strings.Contains(p.Status.Reason, "Peer") && p.Status.Message != "", p.Status.Reason + ": " + p.Status.Message
 	})
-	onlyOneSideRuns(t, s, s.Home)
+	if n := databasePods(t, s, s.Home); n != 1 {
+		t.Errorf("%d pods of the database on %s, want 1: the move must not touch it", n, s.Home.Name)
+	}
 	must(t, setPrimary(t, s, s.Home, s.Home.Name))
 	until(t, time.Minute, "the plan forgets the move", func() (bool, string) {
 		p := plan(t, s, s.Home)
