@@ -91,6 +91,9 @@ func (e *Env) Up(ctx context.Context) error {
 	if err := e.fits(ctx); err != nil {
 		return err
 	}
+	if err := e.allowWatchers(); err != nil {
+		return err
+	}
 	if err := e.install(ctx); err != nil {
 		return err
 	}
@@ -207,6 +210,10 @@ func (e *Env) start(ctx context.Context, c Cluster, b *Build) error {
 	})
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("%w\n%s", err, e.lastWords(c))
+	}
+	// Not before its image is there: the kubelet would look again only after ten seconds.
+	if err := a.apply(ctx, snapshotController); err != nil {
+		return fmt.Errorf("%s: %w", c.Name, err)
 	}
 	return await(ctx, patience, c.Name+": snapshot controller", running, func() error {
 		return a.controllerRuns(ctx, begun)

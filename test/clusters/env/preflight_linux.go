@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -132,6 +133,34 @@ func (e *Env) fits(ctx context.Context) error {
 	}
 	if len(m.Reasons) > 0 {
 		return m
+	}
+	return nil
+}
+
+// A cluster holds about 25 inotify instances, and all of root's share one limit, which is 128 by default: with a few
+// clusters or development servers beside each other the next kubelet would not start.
+const (
+	watchers      = "/proc/sys/fs/inotify/max_user_instances"
+	leastWatchers = 1024
+)
+
+// allowWatchers raises the kernel's limit if it is lower. Down leaves it raised: others may have come to need it, and
+// it holds nothing by itself.
+func (e *Env) allowWatchers() error {
+	text, err := os.ReadFile(watchers)
+	if err != nil {
+		return err
+	}
+	have, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("%s: %w", watchers, err)
+	}
+	if have >= leastWatchers {
+		return nil
+	}
+	e.config.Progress("raising the kernel's limit fs.inotify.max_user_instances from %d to %d until the next boot", have, leastWatchers)
+	if err := os.WriteFile(watchers, []byte(strconv.Itoa(leastWatchers)), 0o644); err != nil {
+		e.config.Progress("  that was refused (%v): with more than one pair of clusters a kubelet may not start", err)
 	}
 	return nil
 }
