@@ -180,8 +180,8 @@ func (s Seen) precheck(to string) (Decision, bool) {
 		return rest(ReasonReplicationNotReady, "the Replication on cluster %s cannot be read%s", to, because(p.Trouble)), false
 	case p.Data.Role != v1alpha1.RoleTarget || p.Data.RoleInForce != v1alpha1.RoleTarget || p.Data.Epoch != s.Own.Epoch:
 		return rest(ReasonReplicationNotReady, "the Replication on cluster %s is %s in epoch %d; it must be target in epoch %d", to, orNothing(string(p.Data.RoleInForce)), p.Data.Epoch, s.Own.Epoch), false
-	case len(p.Data.Points) == 0:
-		return rest(ReasonNoRecoveryPoint, "cluster %s has no recovery point yet: the first copy must be committed before a move", to), false
+	case !p.Data.Current(s.Own.Epoch):
+		return rest(ReasonNoRecoveryPoint, "cluster %s has no recovery point of epoch %d yet: a first session must be committed before a move%s", to, s.Own.Epoch, because(s.Data.Waiting)), false
 	}
 	return Decision{}, true
 }

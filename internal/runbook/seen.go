@@ -279,14 +279,26 @@ func (p Peer) claim() (primary string, epoch int64, ok bool) {
 	return p.Copy.Primary, p.Copy.Epoch, true
 }
 
-// answer is the session that answered a token; ok is false when none did yet.
-func (d Data) answer(token string) (Session, bool) {
+// answer is the session that answered a token: a committed one if there is any, otherwise the newest. A scheduled
+// session that runs after it carries the same trigger and is not waited for. ok is false when none did yet.
+func (d Data) answer(token string) (newest Session, ok bool) {
 	for _, s := range d.Sessions {
-		if s.Trigger == token {
+		switch {
+		case s.Trigger != token:
+			continue
+		case s.State == SessionCommitted && !s.Early:
 			return s, true
+		case !ok:
+			newest, ok = s, true
 		}
 	}
-	return Session{}, false
+	return newest, ok
+}
+
+// Current tells whether the newest point is of an epoch: after a change of primary the points of the epoch before
+// say nothing about the direction that replication has now.
+func (d Data) Current(epoch int64) bool {
+	return len(d.Points) > 0 && d.Points[0].Epoch == epoch
 }
 
 // holds tells whether the side these points are of has point, or one that was committed on top of it. Commits

@@ -513,7 +513,11 @@ func (w *world) replicateOne(s *side, r *v1alpha1.Replication) {
 	}
 	if l.RecoveryPoint == nil || r.Spec.TriggerNow != "" && r.Spec.TriggerNow != answered {
 		w.sessions++
-		l.Session = &v1alpha1.SessionStatus{Point: fmt.Sprintf("20300501t12%04d-aaaaaa", w.sessions), Trigger: "Trigger", TriggerNow: r.Spec.TriggerNow,
+		trigger := "First"
+		if r.Spec.TriggerNow != answered {
+			trigger = "Trigger"
+		}
+		l.Session = &v1alpha1.SessionStatus{Point: fmt.Sprintf("20300501t12%04d-aaaaaa", w.sessions), Trigger: trigger, TriggerNow: r.Spec.TriggerNow,
 			Epoch: st.Epoch, StartedAt: metav1.NewMicroTime(w.clock.tick()), BytesTotal: int64(s.content)}
 	}
 }

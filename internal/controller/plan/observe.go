@@ -141,8 +141,8 @@ func dataOf(r *v1alpha1.Replication) runbook.Data {
 		for _, session := range sessionsOf(l) {
 			d.Sessions = append(d.Sessions, session.Session)
 		}
-		// A failed session of an operation says nothing about the schedule: the next operation tries for itself.
-		if last := l.LastSession; last != nil && last.Result == "Failed" && last.TriggerNow == "" {
+		// One that was triggered is not tried again by itself, and the next operation tries its own.
+		if last := l.LastSession; last != nil && last.Result == "Failed" && last.Trigger != "Trigger" {
 			d.Trouble = last.Message
 		}
 	}

@@ -314,8 +314,8 @@ func protected(plan *v1alpha1.DisasterRecoveryPlan, s seen) (kind string, status
 		return kind, metav1.ConditionFalse, reasonVolumesUnreplicated, shorten(fmt.Sprintf(
 			"claims of the application are not replicated (%s): make a Replication and name it in spec.dataReplicationPointer", strings.Join(s.unreplicated, ", ")))
 	}
-	if s.view.Data.Named && len(s.view.Data.Points) == 0 && (s.view.Data.RoleInForce != v1alpha1.RoleSource || !aPeerHoldsAPoint(s)) {
-		return kind, metav1.ConditionFalse, runbook.ReasonNoRecoveryPoint, "no recovery point of the volumes is committed yet"
+	if s.view.Data.Named && !s.view.Data.Current(plan.Status.Epoch) {
+		return kind, metav1.ConditionFalse, runbook.ReasonNoRecoveryPoint, fmt.Sprintf("no recovery point of the volumes is committed in epoch %d yet", plan.Status.Epoch)
 	}
 	if plan.Status.PrimaryCluster != plan.Status.LocalCluster {
 		if newestComplete(s.snapshots) == "" {
@@ -329,10 +329,6 @@ func protected(plan *v1alpha1.DisasterRecoveryPlan, s seen) (kind string, status
 		}
 	}
 	return kind, metav1.ConditionTrue, reasonProtected, "every peer holds an application snapshot and what volumes the plan has"
-}
-
-func aPeerHoldsAPoint(s seen) bool {
-	return slices.ContainsFunc(s.view.Peers, func(p runbook.Peer) bool { return p.Data != nil && len(p.Data.Points) > 0 })
 }
 
 func phaseOf(plan *v1alpha1.DisasterRecoveryPlan, next runbook.Decision) string {
