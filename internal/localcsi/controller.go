@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"lifeboat.dev/lifeboat/internal/localcsi/filesystem"
 	"lifeboat.dev/lifeboat/internal/localcsi/pool"
@@ -341,132 +339,6 @@ func (d *Driver) ListVolumes(_ context.Context, req *csi.ListVolumesRequest) (*c
 	resp := &csi.ListVolumesResponse{NextToken: next}
 	for _, v := range volumes {
 		resp.Entries = append(resp.Entries, &csi.ListVolumesResponse_Entry{Volume: d.describe(v)})
-	}
-	return resp, nil
-}
-
-// tokenPrefix begins every page token; the ID of the last entry of the page before follows. A page therefore
-// continues at the right place although entries come and go.
-const tokenPrefix = "after:"
-
-// page returns the part of a list that a request asks for, and the token for the next part.
-func page[T any](list []T, id func(T) string, token string, limit int32) ([]T, string, error) {
-	if limit < 0 {
-		return nil, "", refuse(codes.InvalidArgument, "max_entries %d is negative", limit)
-	}
-	sort.Slice(list, func(i, j int) bool { return id(list[i]) < id(list[j]) })
-	if token != "" {
-		after, ok := strings.CutPrefix(token, tokenPrefix)
-		if !ok || !pool.ValidID(after) {
-			return nil, "", refuse(codes.Aborted, "starting_token %q is none that this driver gave: begin the list again", token)
-		}
-		first := sort.Search(len(list), func(i int) bool { return id(list[i]) > after })
-		list = list[first:]
-	}
-	if limit == 0 || int(limit) >= len(list) {
-		return list, "", nil
-	}
-	list = list[:limit]
-	return list, tokenPrefix + id(list[limit-1]), nil
-}
-
-// CreateSnapshot keeps the volume as it is now. Asked again for the same name it returns the same snapshot.
-func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
-	if req.GetName() == "" {
-		return nil, refuse(codes.InvalidArgument, "name is empty")
-	}
-	if req.GetSourceVolumeId() == "" {
-		return nil, refuse(codes.InvalidArgument, "snapshot %s: source_volume_id is empty", req.GetName())
-	}
-	if err := knownParameters("VolumeSnapshotClass", req.GetParameters()); err != nil {
-		return nil, err
-	}
-	id := pool.ID(req.GetName())
-	release, err := d.locks.take(ctx, snapshotLock(id), volumeLock(req.GetSourceVolumeId()))
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	have, err := d.pool.Snapshot(id)
-	if err == nil {
-		if have.Name != req.GetName() || have.Volume != req.GetSourceVolumeId() {
-			return nil, refuse(codes.AlreadyExists, "snapshot %s exists and is of volume %s; now volume %s is asked", have.Name, have.Volume, req.GetSourceVolumeId())
-		}
-		return &csi.CreateSnapshotResponse{Snapshot: describeSnapshot(have)}, nil
-	}
-	if !errors.Is(err, pool.ErrNotFound) {
-		return nil, err
-	}
-	v, err := d.pool.Volume(req.GetSourceVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	s := pool.Snapshot{ID: id, Name: req.GetName(), Volume: v.ID, Block: v.Block, FSType: v.FSType, Created: d.now().UTC(), Size: v.Size}
-	if err := d.pool.CreateSnapshot(s, d.cut(v.ID)); err != nil {
-		return nil, err
-	}
-	d.log.Info("snapshot made", "snapshot", s.ID, "volume", v.ID, "took", d.now().UTC().Sub(s.Created))
-	return &csi.CreateSnapshotResponse{Snapshot: describeSnapshot(s)}, nil
-}
-
-func describeSnapshot(s pool.Snapshot) *csi.Snapshot {
-	return &csi.Snapshot{SnapshotId: s.ID, SourceVolumeId: s.Volume, SizeBytes: s.Size, CreationTime: timestamppb.New(s.Created), ReadyToUse: true}
-}
-
-// DeleteSnapshot removes a snapshot. Volumes made from it keep their data.
-func (d *Driver) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
-	id := req.GetSnapshotId()
-	if id == "" {
-		return nil, refuse(codes.InvalidArgument, "snapshot_id is empty")
-	}
-	release, err := d.locks.take(ctx, snapshotLock(id))
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	_, err = d.pool.Snapshot(id)
-	var lost *pool.Lost
-	if errors.Is(err, pool.ErrNotFound) {
-		return &csi.DeleteSnapshotResponse{}, nil
-	}
-	if err != nil && !errors.As(err, &lost) {
-		return nil, err
-	}
-	if err := d.pool.DeleteSnapshot(id); err != nil {
-		return nil, err
-	}
-	d.log.Info("snapshot deleted", "snapshot", id)
-	return &csi.DeleteSnapshotResponse{}, nil
-}
-
-// GetSnapshot returns one snapshot.
-func (d *Driver) GetSnapshot(_ context.Context, req *csi.GetSnapshotRequest) (*csi.GetSnapshotResponse, error) {
-	if req.GetSnapshotId() == "" {
-		return nil, refuse(codes.InvalidArgument, "snapshot_id is empty")
-	}
-	s, err := d.pool.Snapshot(req.GetSnapshotId())
-	if err != nil {
-		return nil, err
-	}
-	return &csi.GetSnapshotResponse{Snapshot: describeSnapshot(s)}, nil
-}
-
-// ListSnapshots returns snapshots by ID: all, one, or those of a volume.
-func (d *Driver) ListSnapshots(_ context.Context, req *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
-	snapshots, err := d.pool.Snapshots()
-	if err != nil {
-		return nil, err
-	}
-	snapshots = slices.DeleteFunc(snapshots, func(s pool.Snapshot) bool {
-		return req.GetSnapshotId() != "" && s.ID != req.GetSnapshotId() || req.GetSourceVolumeId() != "" && s.Volume != req.GetSourceVolumeId()
-	})
-	snapshots, next, err := page(snapshots, func(s pool.Snapshot) string { return s.ID }, req.GetStartingToken(), req.GetMaxEntries())
-	if err != nil {
-		return nil, err
-	}
-	resp := &csi.ListSnapshotsResponse{NextToken: next}
-	for _, s := range snapshots {
-		resp.Entries = append(resp.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: describeSnapshot(s)})
 	}
 	return resp, nil
 }

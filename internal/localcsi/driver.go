@@ -6,7 +6,7 @@
 // be restarted at any moment. It talks to no API server; Kubernetes' own sidecars do that.
 //
 // One rule keeps data safe: a volume has one writer, a mounted file system or users of the raw device, never
-// both. Begin reading at usage.go, then node.go.
+// both. Begin reading at usage.go, then stage.go and publish.go.
 package localcsi
 
 import (
