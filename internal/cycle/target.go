@@ -216,13 +216,14 @@ func record(s Target, applied Recovery) Decision {
 
 // leaveTarget turns a replica into the application's volumes.
 //
-// Order is safety. First no source can reach the receiver any more, then it says that its spool holds nothing the replica does not,
-// and that is saved: a spool that is not sealed may hold the half of a delta that the replica lacks, so before that nothing is
-// removed. Then the receiver goes, whose pods hold the devices; then the pair; then the spool. Only then may the application write.
+// Order is safety. First no new source can reach the receiver, then none that did can commit any more (see fence), then the
+// receiver says that its spool holds nothing the replica does not, and that is saved: a spool that is not sealed may hold the half of
+// a delta that the replica lacks, so before that nothing is removed. Then the receiver goes, whose pods hold the devices; then the
+// pair; then the spool. Only then may the application write.
 func leaveTarget(s Source) Decision {
 	r := s.Replica
 	if r.Spool != Absent && !r.Sealed {
-		return settle(r)
+		return settle(s)
 	}
 	if r.Exists() {
 		return dismantle(r, false, "this side becomes the source")
@@ -230,8 +231,9 @@ func leaveTarget(s Source) Decision {
 	return Decision{Step: TakeRole, Phase: Promoting, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side becomes the source in epoch %d", s.Wanted.Epoch)}
 }
 
-// settle waits until the replica holds everything the spool does.
-func settle(r Replica) Decision {
+// settle waits until the replica holds everything the spool does, and will.
+func settle(s Source) Decision {
+	r := s.Replica
 	promoting := func(step Step, reason, message string, poll time.Duration) Decision {
 		return Decision{Step: step, Phase: Promoting, Reason: reason, Message: message, Poll: poll}
 	}
@@ -242,6 +244,11 @@ func settle(r Replica) Decision {
 		return promoting(MakePair, ReasonLeavingTarget, "the block volumes are needed once more to apply what the spool holds", Quick)
 	case r.Receiver == Absent:
 		return promoting(StartReceiver, ReasonLeavingTarget, "the receiver is needed once more to apply what the spool holds", Quick)
+	}
+	if d, fenced := fence(s); !fenced {
+		return d
+	}
+	switch {
 	case r.State == nil:
 		return wait(Promoting, ReasonReceiverSilent, "waiting for the receiver to tell what it has applied"+because(r.Trouble), Quick)
 	case !r.State.settled():
@@ -250,6 +257,29 @@ func settle(r Replica) Decision {
 		return wait(Failed, ReasonNothingToPromote, "no recovery point was ever committed here, so there is nothing to promote; set spec.role back to target, or delete this Replication to use the claims as they are", Patient)
 	}
 	return promoting(SealSpool, ReasonLeavingTarget, fmt.Sprintf("the replica holds point %s whole", r.State.Applied.Point), 0)
+}
+
+// fence makes sure that no source commits here any more. A connection that was made before the receiver was closed may still become a
+// session: so either the peer says that it is a source no more, which it does only when its movers are gone, or the receiver is
+// started again in the new epoch, in which it refuses the old one.
+func fence(s Source) (Decision, bool) {
+	p := s.Peer
+	switch {
+	case p.Asked && (!p.Found || p.InForce.Role == v1alpha1.RoleTarget):
+		return Decision{}, true
+	case p.Asked && p.Stand.Role == v1alpha1.RoleTarget:
+		return wait(Promoting, ReasonPeerIsSource, fmt.Sprintf("waiting for cluster %s to leave its role as source: %s", p.Name, p.WaitingFor), Quick), false
+	case p.Asked:
+		return wait(Waiting, ReasonPeerIsSource, fmt.Sprintf("cluster %s is the source still: stop the application there and set spec.role to target first", p.Name), Steady), false
+	case s.Wanted.Epoch <= s.InForce.Epoch:
+		return wait(Waiting, ReasonLinkLost, fmt.Sprintf("cluster %s does not answer (%s), and may be the source still: set spec.epoch to more than %d to promote without it", p.Name, p.Trouble, s.InForce.Epoch), Steady), false
+	case s.Replica.Receiver == Outdated:
+		return Decision{Step: StartReceiver, Phase: Promoting, Reason: ReasonLeavingTarget, Poll: Quick,
+			Message: fmt.Sprintf("starting the receiver in epoch %d, in which it refuses the former source", s.Wanted.Epoch)}, false
+	case s.Replica.Receiver != Present:
+		return wait(Promoting, ReasonReceiverStarting, fmt.Sprintf("waiting for the receiver to start in epoch %d%s", s.Wanted.Epoch, because(s.Replica.Trouble)), Quick), false
+	}
+	return Decision{}, true
 }
 
 // dismantle removes a replica's objects: receiver, then pair, then spool. With settled first it waits until the replica holds

@@ -130,8 +130,9 @@ func TestLeavingATarget(t *testing.T) {
 		edit func(*Source)
 		want expectation
 	}{
-		{"no session can begin any more", func(*Source) {}, expectation{CloseReceiver, ReasonLeavingTarget, false, "", ""}},
-		{"what the spool holds is applied", func(s *Source) { s.Replica.Door = false }, expectation{Wait, ReasonApplying, false, "", "applying"}},
+		{"no session can begin any more", func(s *Source) { s.Peer.InForce.Role = v1alpha1.RoleSource }, expectation{CloseReceiver, ReasonLeavingTarget, false, "", ""}},
+		{"the peer's movers are waited for", func(s *Source) { s.Replica.Door = false }, expectation{Wait, ReasonPeerIsSource, false, "", "west"}},
+		{"what the spool holds is applied", func(s *Source) { s.Peer.InForce.Role = v1alpha1.RoleTarget }, expectation{Wait, ReasonApplying, false, "", "applying"}},
 		{"a receiver that is busy is waited for", func(s *Source) { s.Replica.State.Applied = p }, expectation{Wait, ReasonApplying, false, "", ""}},
 		{"then the spool is sealed", func(s *Source) { s.Replica.State.Busy = false }, expectation{SealSpool, ReasonLeavingTarget, false, "", "p1"}},
 		{"then the receiver goes", func(s *Source) { s.Replica.Sealed = true }, expectation{RemoveReceiver, ReasonLeavingTarget, false, "", ""}},
@@ -163,6 +164,34 @@ func TestLeavingATarget(t *testing.T) {
 			s := leaving()
 			s.Replica.Door = false
 			c.edit(&s.Replica)
+			check(t, NextSource(s), c.want)
+		})
+	}
+}
+
+// No source may commit once the spool is sealed, also one that nobody can ask.
+func TestTheFormerSourceIsFenced(t *testing.T) {
+	p := Recovery{Point: "p1", Time: noon, Epoch: 2}
+	silent := Peer{Name: "west", Link: v1alpha1.LinkLost, Trouble: "timeout"}
+	for _, c := range []struct {
+		name string
+		edit func(*Source)
+		want expectation
+	}{
+		{"the peer is a target", func(*Source) {}, expectation{SealSpool, ReasonLeavingTarget, false, "", ""}},
+		{"the peer has no such replication", func(s *Source) { s.Peer = Peer{Name: "west", Asked: true} }, expectation{SealSpool, ReasonLeavingTarget, false, "", ""}},
+		{"the peer leaves its role", func(s *Source) { s.Peer.InForce.Role, s.Peer.WaitingFor = v1alpha1.RoleSource, "app-0" }, expectation{Wait, ReasonPeerIsSource, false, "", "app-0"}},
+		{"the peer stays a source", func(s *Source) { s.Peer.Stand.Role, s.Peer.InForce.Role = v1alpha1.RoleSource, v1alpha1.RoleSource }, expectation{Wait, ReasonPeerIsSource, false, "", "first"}},
+		{"no answer, and no new epoch", func(s *Source) { s.Peer, s.Wanted.Epoch = silent, 2 }, expectation{Wait, ReasonLinkLost, false, "", "more than 2"}},
+		{"no answer: the receiver is started in the new epoch", func(s *Source) { s.Peer, s.Replica.Receiver = silent, Outdated }, expectation{StartReceiver, ReasonLeavingTarget, false, "", "epoch 3"}},
+		{"no answer: it is waited for", func(s *Source) { s.Peer, s.Replica.Receiver = silent, Partial }, expectation{Wait, ReasonReceiverStarting, false, "", "epoch 3"}},
+		{"no answer: it runs in the new epoch", func(s *Source) { s.Peer = silent }, expectation{SealSpool, ReasonLeavingTarget, false, "", ""}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := atRest()
+			s.Wanted, s.InForce, s.Replica = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2), replica(p)
+			s.Replica.Door = false
+			c.edit(&s)
 			check(t, NextSource(s), c.want)
 		})
 	}

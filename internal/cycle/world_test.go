@@ -563,6 +563,9 @@ func TestPromotionTakenBackAnywhere(t *testing.T) {
 	for after := range 12 {
 		w := newWorld(t, 0)
 		w.sync(w.east, "first")
+		w.east.app = false
+		w.east.wanted = Stand{v1alpha1.RoleTarget, 1}
+		w.until("east is target", func() bool { return w.east.inForce == w.east.wanted })
 		w.west.wanted = Stand{v1alpha1.RoleSource, 1}
 		for range after {
 			if w.west.inForce == w.west.wanted {
@@ -572,6 +575,34 @@ func TestPromotionTakenBackAnywhere(t *testing.T) {
 			w.turn()
 		}
 		w.west.wanted = Stand{v1alpha1.RoleTarget, 1}
+		w.until("west is target", func() bool { return w.west.inForce == w.west.wanted })
+		w.east.wanted = Stand{v1alpha1.RoleSource, 1}
 		w.sync(w.east, "again")
+	}
+}
+
+// A promotion asked for while the source still runs a session waits for it to be gone, wherever the session is.
+func TestAPromotionWaitsForTheFormerSourcesSession(t *testing.T) {
+	for after := range 14 {
+		w := newWorld(t, 0)
+		w.sync(w.east, "first")
+		w.east.app = false
+		w.east.trigger = "late"
+		for range after {
+			w.step(w.east)
+			w.step(w.west)
+			w.turn()
+		}
+		want := w.east.volumes
+		w.west.wanted, w.east.wanted = Stand{v1alpha1.RoleSource, 2}, Stand{v1alpha1.RoleTarget, 2}
+		w.until("promoted", func() bool {
+			if w.west.inForce == w.west.wanted && w.east.inForce != w.east.wanted {
+				t.Fatalf("promoted beside a source\n%s", lines(w.trace))
+			}
+			return w.west.inForce == w.west.wanted
+		})
+		if got := w.west.volumes; got[0] != got[1] || got[0] > want[0] {
+			t.Fatalf("promoted with %v", got)
+		}
 	}
 }

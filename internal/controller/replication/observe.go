@@ -316,8 +316,9 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view) error {
 		}
 		s.Replica = v.replica.seen
 	}
-	// Peers are asked only when a session could start: a running one has no use for them.
-	if s.InForce == s.Wanted && s.Session == nil && !s.Suspended && s.Problem == nil {
+	// Peers are asked only when a session could start, or when a replica is about to be promoted: nothing else depends on them.
+	promoting := s.InForce.Role == v1alpha1.RoleTarget && s.Replica.Spool != cycle.Absent && !s.Replica.Sealed
+	if promoting || s.InForce == s.Wanted && s.Session == nil && !s.Suspended && s.Problem == nil {
 		s.Peer = r.observePeer(ctx, v)
 	}
 	return nil
@@ -580,7 +581,8 @@ func (r *Reconciler) users(ctx context.Context, v *view) ([]string, error) {
 	if err := r.Live.List(ctx, &pods, client.InNamespace(v.rep.Namespace)); err != nil {
 		return nil, fmt.Errorf("list pods of namespace %s: %w", v.rep.Namespace, err)
 	}
-	return mounting(pods.Items, v.memberNames()), nil
+	// Also the claims of before: a group that cannot be read right now has not let go of them.
+	return mounting(pods.Items, append(v.memberNames(), v.rep.Status.Claims...)), nil
 }
 
 func mounting(pods []corev1.Pod, claims []string) []string {
@@ -702,7 +704,9 @@ func (r *Reconciler) observePeer(ctx context.Context, v *view) cycle.Peer {
 		if link.RlinkName == v.rlink.RlinkName {
 			p.ReceiverReady, p.WaitingFor, p.Recovery = link.ReceiverReady, link.WaitingFor, recovery(link.RecoveryPoint)
 			// What is kept there is shown here too: this is where operators look.
-			v.status.RecoveryPoints = link.RecoveryPoints
+			if v.inForce().Role == v1alpha1.RoleSource {
+				v.status.RecoveryPoints = link.RecoveryPoints
+			}
 		}
 	}
 	return p

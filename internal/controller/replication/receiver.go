@@ -208,10 +208,11 @@ func podReady(pod *corev1.Pod) bool {
 	return false
 }
 
-// targetConfig is what the receiver should run with. The epoch is the one in force here: a source with a smaller one is refused.
+// targetConfig is what the receiver should run with. A source with a smaller epoch is refused, and a side that is being promoted is
+// in its new one already.
 func (r *Reconciler) targetConfig(v *view) engine.TargetConfig {
 	c := engine.TargetConfig{
-		Replication: v.key().String(), Epoch: uint64(max(v.rep.Status.Epoch, 1)), ReplicaHolds: engine.HoldsData, Spool: spoolDir,
+		Replication: v.key().String(), Epoch: uint64(v.wanted().Epoch), ReplicaHolds: engine.HoldsData, Spool: spoolDir,
 		Listen: fmt.Sprintf(":%d", dataPort), StatusListen: fmt.Sprintf(":%d", statusPort), IdentityDir: identityDir,
 		PeerIdentity: identity.ReplicationURI(v.peerCluster(), v.rep.Namespace, v.rep.Name), ManagerIdentity: identity.ManagerURI(r.Cluster),
 	}

@@ -287,6 +287,8 @@ func TestAReplicaIsNotPromotedBeforeItHoldsEverything(t *testing.T) {
 	protect(w, "data")
 	w.west.applyLate = true
 	w.turn()
+	w.east.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleTarget, 2 })
+	w.until("east is target", w.east.inForce("app", v1alpha1.RoleTarget, 2))
 	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleSource, 2 })
 	w.until("it waits", func() bool { return w.west.ready("app").Reason == cycle.ReasonApplying })
 	for range 5 {
@@ -302,6 +304,31 @@ func TestAReplicaIsNotPromotedBeforeItHoldsEverything(t *testing.T) {
 	w.until("it waits for a receiver that is silent", func() bool { return w.west.ready("app").Reason == cycle.ReasonReceiverSilent })
 	w.west.applyLate, w.west.deaf = false, false
 	w.until("promoted", w.west.inForce("app", v1alpha1.RoleSource, 2))
+}
+
+// A source that nobody can ask is refused by a receiver of the new epoch before the replica is promoted.
+func TestAReplicaIsPromotedWithoutItsSource(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protect(w, "data")
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role = v1alpha1.RoleSource })
+	w.until("it asks for the source to leave first", func() bool { return w.west.ready("app").Reason == cycle.ReasonPeerIsSource })
+	w.west.offline, w.east.offline = true, true
+	w.until("it asks for an epoch", func() bool { c := w.west.ready("app"); return strings.Contains(c.Message, "spec.epoch") })
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Epoch = 2 })
+	var fenced bool
+	w.until("promoted", func() bool {
+		var deployment appsv1.Deployment
+		if err := w.west.kube.Get(t.Context(), w.west.key("lb-app-dr-receiver"), &deployment); err == nil {
+			var config engine.TargetConfig
+			w.west.config(&corev1.Pod{Spec: deployment.Spec.Template.Spec}, &config)
+			fenced = fenced || config.Epoch == 2
+		}
+		return w.west.inForce("app", v1alpha1.RoleSource, 2)()
+	})
+	if !fenced {
+		t.Error("no receiver ran in the new epoch: the former source could have committed until the end")
+	}
 }
 
 func TestPodsOnTheReplicaStopIt(t *testing.T) {
