@@ -82,7 +82,7 @@ func (n *node) start() {
 	n.stop = func() {
 		end()
 		<-done
-		n.conn.Close()
+		_ = n.conn.Close()
 		must(n.t, driver.Close())
 		n.stop = nil
 	}

@@ -16,7 +16,7 @@ func Ready(ctx context.Context, endpoint string) error {
 	if err != nil {
 		return fmt.Errorf("ask the driver at %s: %w", endpoint, err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	resp, err := csi.NewIdentityClient(conn).Probe(ctx, &csi.ProbeRequest{})
 	if err != nil {
 		return fmt.Errorf("ask the driver at %s: %w", endpoint, err)

@@ -19,7 +19,7 @@ func TestTheKubeletLearnsWhereTheDriverIs(t *testing.T) {
 	socket := filepath.Join(dir, Name+"-reg.sock")
 	eventually(t, "the registration socket", func() error { return socketThere(socket) })
 	conn := dial(t, socket)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	kubelet := registration.NewRegistrationClient(conn)
 	info, err := kubelet.GetInfo(t.Context(), &registration.InfoRequest{})
 	must(t, err)
@@ -44,7 +44,7 @@ func TestARefusalOfTheKubeletEndsTheDriver(t *testing.T) {
 	socket := filepath.Join(dir, Name+"-reg.sock")
 	eventually(t, "the registration socket", func() error { return socketThere(socket) })
 	conn := dial(t, socket)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	// The answer may be lost: the driver is ending.
 	_, _ = registration.NewRegistrationClient(conn).NotifyRegistrationStatus(t.Context(), &registration.RegistrationStatus{Error: "another driver has this name"})
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "another driver has this name") {
@@ -57,7 +57,7 @@ func socketDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "reg-")
 	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
 

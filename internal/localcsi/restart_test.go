@@ -75,9 +75,9 @@ func (c *container) kill() {
 	if c.process == nil {
 		return
 	}
-	c.process.Process.Kill()
-	c.process.Wait()
-	c.conn.Close()
+	_ = c.process.Process.Kill()
+	_ = c.process.Wait()
+	_ = c.conn.Close()
 	c.process = nil
 }
 
@@ -90,7 +90,7 @@ func TestKilledDriverComesBackToStagedVolumes(t *testing.T) {
 	writeFile(t, filepath.Join(mounted, "before"), "written before")
 	open, err := os.OpenFile(filepath.Join(mounted, "open"), os.O_CREATE|os.O_RDWR, 0o600)
 	must(t, err)
-	defer open.Close()
+	defer func() { _ = open.Close() }()
 
 	for round := range 3 {
 		c.kill()
@@ -228,7 +228,7 @@ func (n *node) freeze(volume, mounted string) {
 	if !frozen {
 		n.t.Fatal("not frozen")
 	}
-	n.t.Cleanup(func() { filesystem.Thaw(mounted) })
+	n.t.Cleanup(func() { _ = filesystem.Thaw(mounted) })
 }
 
 // notFrozen ends the test when the file system is frozen: a write would hang.

@@ -112,7 +112,7 @@ func growMounted(ctx context.Context, id, device, point string, kind filesystem.
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	found, err := filesystem.Probe(f)
 	if err != nil {
 		return err
@@ -148,7 +148,7 @@ func (d *Driver) content(ctx context.Context, u *usage, v pool.Volume, t target)
 	if err != nil {
 		return filesystem.Found{}, err
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	if device := u.device(false); device != nil && len(u.fileSystem()) == 0 {
 		if err := device.Sync(); err != nil { // what raw writers left in the cache
 			return filesystem.Found{}, err

@@ -30,7 +30,7 @@ func wantDevice(t *testing.T, device, want string) {
 	t.Helper()
 	f, err := os.Open(device)
 	must(t, err)
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	got := make([]byte, len(want))
 	_, err = f.ReadAt(got, 8192)
 	must(t, err)
@@ -71,10 +71,10 @@ func copyDevice(t *testing.T, from, to string) {
 	t.Helper()
 	in, err := os.Open(from)
 	must(t, err)
-	defer in.Close()
+	defer func() { _ = in.Close() }()
 	out, err := os.OpenFile(to, os.O_WRONLY, 0)
 	must(t, err)
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	size, err := out.ReadFrom(in)
 	must(t, err)
 	if size < 64*mib {
@@ -103,7 +103,7 @@ func TestSnapshotOfAMountedFileSystemIsClean(t *testing.T) {
 	sb := make([]byte, 1024)
 	f, err := os.Open(n.driver.pool.SnapshotData(snapshot))
 	must(t, err)
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	_, err = f.ReadAt(sb, 1024)
 	must(t, err)
 	if sb[0x60]&4 != 0 {
@@ -181,7 +181,7 @@ func wantBlank(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Open(path)
 	must(t, err)
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	blank, err := filesystem.Blank(f)
 	must(t, err)
 	if !blank {
@@ -246,7 +246,7 @@ func TestExpansionOfARawDevice(t *testing.T) {
 	must(t, err)
 	f, err := os.Open(device)
 	must(t, err)
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	size, err := f.Seek(0, 2)
 	must(t, err)
 	if size != 128*mib {
@@ -292,7 +292,7 @@ func fill(t *testing.T, dir string) {
 	t.Helper()
 	f, err := os.Create(filepath.Join(dir, "filler"))
 	must(t, err)
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	at := int64(0)
 	for step := 64 * mib; step >= 4096; {
 		if err := unix.Fallocate(int(f.Fd()), 0, at, step); err != nil {
@@ -379,7 +379,7 @@ func TestReadOnlyPublications(t *testing.T) {
 		if _, err := f.Write([]byte("x")); err == nil && f.Sync() == nil {
 			t.Error("a read-only device was written to")
 		}
-		f.Close()
+		_ = f.Close()
 	}
 }
 

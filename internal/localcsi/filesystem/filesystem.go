@@ -221,7 +221,7 @@ func withDir(point, verb string, do func(fd int) error) error {
 	if err != nil {
 		return fmt.Errorf("%s the file system at %s: %w", verb, point, err)
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }()
 	if err := do(int(dir.Fd())); err != nil {
 		return fmt.Errorf("%s the file system at %s: %w", verb, point, err)
 	}

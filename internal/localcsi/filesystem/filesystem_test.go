@@ -15,7 +15,7 @@ func sparse(t *testing.T, size int64) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
+	t.Cleanup(func() { _ = f.Close() })
 	if err := f.Truncate(size); err != nil {
 		t.Fatal(err)
 	}

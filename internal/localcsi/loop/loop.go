@@ -74,12 +74,12 @@ func Attach(path, name string, readOnly bool) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer backing.Close()
+	defer func() { _ = backing.Close() }()
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("attach a loop device to %s: %w (is the loop driver there, and /dev the host's?)", path, err)
 	}
-	defer control.Close()
+	defer func() { _ = control.Close() }()
 
 	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: sectorSize}
 	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
@@ -99,11 +99,11 @@ func Attach(path, name string, readOnly bool) (*Device, error) {
 		}
 		err = unix.IoctlLoopConfigure(int(file.Fd()), &config)
 		if errors.Is(err, unix.EBUSY) {
-			file.Close()
+			_ = file.Close()
 			continue
 		}
 		if err != nil {
-			file.Close()
+			_ = file.Close()
 			return nil, fmt.Errorf("attach %s to %s: %w", nodePath(number), path, err)
 		}
 		d, attached, err := status(number, file)
@@ -111,7 +111,7 @@ func Attach(path, name string, readOnly bool) (*Device, error) {
 			err = unix.ENXIO
 		}
 		if err != nil {
-			file.Close()
+			_ = file.Close()
 			return nil, fmt.Errorf("read %s just attached to %s: %w", nodePath(number), path, err)
 		}
 		return d, nil
@@ -139,7 +139,7 @@ func StackedOn(rdev uint64) ([]*Device, error) {
 // CloseAll closes every handle.
 func CloseAll(devices []*Device) {
 	for _, d := range devices {
-		d.Close()
+		_ = d.Close()
 	}
 }
 
@@ -232,7 +232,7 @@ func list(keep func(*Device) bool) ([]*Device, error) {
 			continue
 		}
 		if !keep(d) {
-			d.Close()
+			_ = d.Close()
 			continue
 		}
 		found = append(found, d)
@@ -252,7 +252,7 @@ func Open(number int) (*Device, error) {
 	}
 	d, attached, err := status(number, file)
 	if err != nil || !attached {
-		file.Close()
+		_ = file.Close()
 		return nil, err
 	}
 	return d, nil

@@ -76,7 +76,7 @@ func Open(ctx context.Context, cfg Config) (_ *Pool, err error) {
 	}
 	defer func() {
 		if err != nil {
-			p.lock.Close()
+			_ = p.lock.Close()
 		}
 	}()
 	if err := p.place(ctx, cfg); err != nil {
@@ -119,14 +119,14 @@ func sharesBlocks(dir string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer os.Remove(from.Name())
-	defer from.Close()
+	defer func() { _ = os.Remove(from.Name()) }()
+	defer func() { _ = from.Close() }()
 	to, err := os.CreateTemp(dir, ".share-*")
 	if err != nil {
 		return false, err
 	}
-	defer os.Remove(to.Name())
-	defer to.Close()
+	defer func() { _ = os.Remove(to.Name()) }()
+	defer func() { _ = to.Close() }()
 	if _, err := from.Write(make([]byte, 4096)); err != nil {
 		return false, err
 	}
@@ -182,7 +182,7 @@ func (p *Pool) openImage(ctx context.Context, image string, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	defer device.Close()
+	defer func() { _ = device.Close() }()
 	if grown {
 		if err := device.Refresh(); err != nil {
 			return err
@@ -193,7 +193,7 @@ func (p *Pool) openImage(ctx context.Context, image string, cfg Config) error {
 		return err
 	}
 	found, err := filesystem.Probe(file)
-	file.Close()
+	_ = file.Close()
 	if err != nil {
 		return err
 	}
@@ -248,7 +248,7 @@ func imageDevice(image string) (*loop.Device, error) {
 	}
 	for _, d := range devices[1:] {
 		if err := d.Detach(); err != nil {
-			devices[0].Close()
+			_ = devices[0].Close()
 			return nil, err
 		}
 	}
@@ -364,12 +364,12 @@ func takeLock(ctx context.Context, path string) (*os.File, error) {
 			return f, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
-			f.Close()
+			_ = f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 		select {
 		case <-ctx.Done():
-			f.Close()
+			_ = f.Close()
 			return nil, fmt.Errorf("another process has the pool (it holds the lock on %s): %w", path, ctx.Err())
 		case <-ticker.C:
 		}
