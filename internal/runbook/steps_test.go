@@ -304,7 +304,7 @@ func (m model) broken(w world) string {
 	writers, running := 0, 0
 	for c := range m.n {
 		k := w.clusters[c]
-		standing := StandingOf(name(int8(c+1)), k.plan.copy())
+		standing := StandingOf(name(int8(c+1)), *k.plan.copy())
 		if standing == Primary || standing == Taking {
 			writers++
 		}

@@ -201,7 +201,19 @@ func (m model) unclaimed(edits int8) world {
 	return w
 }
 
-func (p plan) copy() Copy {
+// copies keeps what plans look like to the rules, which only read them: there are few plans in very many worlds.
+var copies = map[plan]*Copy{}
+
+func (p plan) copy() *Copy {
+	if c, ok := copies[p]; ok {
+		return c
+	}
+	c := p.make()
+	copies[p] = &c
+	return &c
+}
+
+func (p plan) make() Copy {
 	c := Copy{Found: p.found, Wanted: name(p.wanted), Primary: name(p.primary), Epoch: int64(p.epoch)}
 	if o := p.op; o.id != 0 {
 		c.Operation = &Operation{ID: o.id.String(), From: name(o.from), To: name(o.to), Step: v1alpha1.OperationStep(o.step.String()),
@@ -287,7 +299,7 @@ const (
 // late is true when the present step has outlasted all patience.
 func (m model) decide(w world, c int, answers [most]answer, late bool) Decision {
 	l := w.clusters[c].manager.looked
-	s := Seen{Self: name(int8(c + 1)), Own: l.plan.copy(), Data: l.data.seen(m), App: l.app.seen(), Snapshot: l.snap.seen(m, l.plan.op.id),
+	s := Seen{Self: name(int8(c + 1)), Own: *l.plan.copy(), Data: l.data.seen(m), App: l.app.seen(), Snapshot: l.snap.seen(m, l.plan.op.id),
 		Limits: Limits{Attempts: 2, Stop: time.Hour, Ready: time.Hour, OtherPeers: time.Hour, Hold: time.Hour}}
 	if late {
 		s.InStep = 2 * time.Hour
@@ -300,8 +312,7 @@ func (m model) decide(w world, c int, answers [most]answer, late bool) Decision 
 		switch answers[i] {
 		case answered:
 			p.Reach = Connected
-			theirs := w.clusters[i].plan.copy()
-			p.Copy = &theirs
+			p.Copy = w.clusters[i].plan.copy()
 			p.AppRuns = No
 			if w.clusters[i].app.running {
 				p.AppRuns = Yes

@@ -9,6 +9,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/internal/link/control"
@@ -34,7 +35,7 @@ func (r *Reconciler) act(ctx context.Context, plan *v1alpha1.DisasterRecoveryPla
 	if err != nil {
 		return outcome{}, err
 	}
-	if next.Standing == runbook.Primary {
+	if next.Standing == runbook.Primary && plan.DeletionTimestamp.IsZero() {
 		o.peers = r.keepCopies(ctx, plan, s)
 	}
 	if plan.Status.Operation != nil || next.Standing == runbook.HandedOver || saves(next.Action) {
@@ -46,6 +47,24 @@ func (r *Reconciler) act(ctx context.Context, plan *v1alpha1.DisasterRecoveryPla
 		}
 	}
 	return o, r.prune(ctx, plan, s)
+}
+
+// guard puts the finalizer on before an operation begins here and takes it off after its end.
+func (r *Reconciler) guard(ctx context.Context, plan *v1alpha1.DisasterRecoveryPlan, next runbook.Decision) (changed bool, err error) {
+	before := plan.DeepCopy()
+	switch needed := plan.Status.Operation != nil || next.Standing == runbook.HandedOver || next.Action == runbook.Begin || next.Action == runbook.Accept; {
+	case needed && plan.DeletionTimestamp.IsZero():
+		changed = controllerutil.AddFinalizer(plan, finalizer)
+	case !needed:
+		changed = controllerutil.RemoveFinalizer(plan, finalizer)
+	}
+	if !changed {
+		return false, nil
+	}
+	if err := r.Patch(ctx, plan, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return false, fmt.Errorf("change the finalizers of plan %s/%s: %w", plan.Namespace, plan.Name, err)
+	}
+	return true, nil
 }
 
 func (r *Reconciler) do(ctx context.Context, plan *v1alpha1.DisasterRecoveryPlan, s seen, next runbook.Decision) (outcome, error) {

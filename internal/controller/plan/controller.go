@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -36,6 +37,10 @@ import (
 	"lifeboat.dev/lifeboat/internal/link/heartbeat"
 	"lifeboat.dev/lifeboat/internal/runbook"
 )
+
+// finalizer keeps a plan that is deleted during an operation until the operation has ended: without its plan
+// the application would stay offline on both sides. It is there only as long.
+const finalizer = "lifeboat.dev/operation"
 
 // How soon a plan is looked at again. Between the application's end here and its start there nothing should wait
 // for a timer, so an operation is looked at often.
@@ -117,7 +122,7 @@ func (r *Reconciler) SetupWithManager(m ctrl.Manager) error {
 	b := ctrl.NewControllerManagedBy(m).
 		// Our own status must not wake us: what it leads to is asked for by RequeueAfter.
 		For(&v1alpha1.DisasterRecoveryPlan{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(&v1alpha1.Replication{}, handler.EnqueueRequestsFromMapFunc(r.plansOfReplication)).
+		Watches(&v1alpha1.Replication{}, handler.EnqueueRequestsFromMapFunc(r.plansOfReplication), builder.WithPredicates(predicate.Funcs{UpdateFunc: replicationChanged})).
 		Watches(&v1alpha1.ApplicationSnapshot{}, handler.EnqueueRequestsFromMapFunc(plansOfSnapshot)).
 		Watches(&v1alpha1.ClusterPair{}, handler.EnqueueRequestsFromMapFunc(r.allPlans), builder.WithPredicates(predicate.Funcs{UpdateFunc: linkChanged})).
 		Named("plan").
@@ -147,6 +152,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		return ctrl.Result{}, err
 	}
 	next := runbook.Next(seen.view)
+	if changed, err := r.guard(ctx, &plan, next); err != nil || changed {
+		if err != nil {
+			return retry(err)
+		}
+		return ctrl.Result{RequeueAfter: afterSave}, nil
+	}
 	done, err := r.act(ctx, &plan, seen, next)
 	if err != nil {
 		return retry(err)
@@ -249,6 +260,25 @@ func plansOfSnapshot(_ context.Context, o client.Object) []reconcile.Request {
 		return nil
 	}
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: s.Namespace, Name: s.Spec.PlanName}}}
+}
+
+// replicationChanged leaves out the progress of sessions: an operation looks by itself, and nothing else minds.
+func replicationChanged(e event.UpdateEvent) bool {
+	before, ok := e.ObjectOld.(*v1alpha1.Replication)
+	if !ok {
+		return false
+	}
+	now, ok := e.ObjectNew.(*v1alpha1.Replication)
+	return ok && !equality.Semantic.DeepEqual(standsStill(before), standsStill(now))
+}
+
+func standsStill(r *v1alpha1.Replication) runbook.Data {
+	d := dataOf(r)
+	d.Waiting = ""
+	for i := range d.Sessions {
+		d.Sessions[i].Message = ""
+	}
+	return d
 }
 
 func linkChanged(e event.UpdateEvent) bool {

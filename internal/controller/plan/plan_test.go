@@ -351,6 +351,24 @@ func TestFailuresOfTheHookAndTheRestorerAreTriedAgain(t *testing.T) {
 	w.until("the application runs on west", func() bool { return w.settled(w.west()) })
 }
 
+func TestAPlanDeletedDuringAMoveGoesWhenTheMoveHasEnded(t *testing.T) {
+	w := protect(t, true)
+	if f := w.plan(w.east()).Finalizers; len(f) > 0 {
+		t.Errorf("finalizers %v between operations", f)
+	}
+	w.mustWant(w.east(), "west")
+	w.until("the application is offline", func() bool { return w.plan(w.east()).Status.Step == v1alpha1.StepFinalSync })
+	must(w.east().api.Delete(t.Context(), w.plan(w.east())))
+	w.until("the application runs on west", func() bool { return w.plan(w.west()).Status.Operation == nil && w.west().hook.running() })
+	w.until("the plan is gone on east", func() bool { return w.plan(w.east()).Name == "" || w.plan(w.east()).DeletionTimestamp.IsZero() })
+	w.until("and copied again", func() bool { return w.settled(w.west()) })
+	for _, s := range w.sides {
+		if f := w.plan(s).Finalizers; len(f) > 0 {
+			t.Errorf("finalizers %v on %s after the move", f, s.name)
+		}
+	}
+}
+
 func TestAnEditOnAStandbyIsRefusedByTheAPI(t *testing.T) {
 	w := protect(t, false)
 	err := w.want(w.west(), "west")
