@@ -6,6 +6,10 @@ cd "$(dirname "$0")/.."
 . hack/env.sh
 step() { printf '\n== %s (%(%H:%M:%S)T)\n' "$*" -1; }
 
+if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ]; then
+  step "what the tests need"
+  hack/apt.sh protobuf-compiler e2fsprogs xfsprogs btrfs-progs iproute2
+fi
 step "generated files"
 make --no-print-directory bin/controller-gen bin/lint
 hack/generate.sh --check
