@@ -380,3 +380,34 @@ func waitFor(t *testing.T, until func() bool) {
 		}
 	}
 }
+
+// A stale source that knocks while another's session runs is turned away without disturbing it.
+func TestAStaleSourceDisturbsNobody(t *testing.T) {
+	w := newWorld(t, group)
+	w.write("data", 0, 8<<20, 1)
+	w.cut("new")
+	w.cut("old")
+	w.boot()
+	held, goOn := make(chan struct{}), make(chan struct{})
+	w.wrap = func(client, server net.Conn) (net.Conn, net.Conn) {
+		w.wrap = nil
+		return &frames{Conn: client, at: 4, spoil: func(c *frames, p []byte, i int) (int, error) {
+			close(held)
+			<-goOn
+			return c.Conn.Write(p)
+		}}, server
+	}
+	done := make(chan engine.Report, 1)
+	source := w.newSource("new")
+	go func() { done <- source.Run(context.Background()) }()
+	<-held
+	w.epoch = testEpoch - 1
+	if r := w.newSource("old").Run(context.Background()); r.Kind != engine.KindStaleEpoch {
+		t.Errorf("the stale source got %+v", r)
+	}
+	close(goOn)
+	if r := <-done; !r.Done || r.Attempts != 1 {
+		t.Errorf("the session was disturbed: %+v", r)
+	}
+	w.down()
+}

@@ -70,6 +70,7 @@ func TestACutAtEveryMessageIsGoneOnFrom(t *testing.T) {
 			base = newStore(members)
 		}
 		total := 0
+		var whole session.Totals
 		for cut := 0; cut == 0 || cut < total; cut++ {
 			rng := chance(3)
 			s := base.fork()
@@ -82,7 +83,7 @@ func TestACutAtEveryMessageIsGoneOnFrom(t *testing.T) {
 			}
 			if cut == 0 {
 				mustPlay(t, d, rng)
-				total = d.sends
+				total, whole = d.sends, source.Totals()
 				continue
 			}
 			if cut%2 == 0 {
@@ -90,6 +91,9 @@ func TestACutAtEveryMessageIsGoneOnFrom(t *testing.T) {
 			}
 			again := newDuel(source, hello("p1", 1), now, s)
 			mustPlay(t, again, rng)
+			if got := source.Totals(); got.Changed != whole.Changed || got.Zero != whole.Zero {
+				t.Fatalf("cut %d: found %d and %d, without a cut %d and %d", cut, got.Changed, got.Zero, whole.Changed, whole.Zero)
+			}
 			if w := source.Welcome(); w.Start != (wire.Position{}) && !w.Resumed && !w.Committed {
 				t.Fatalf("cut %d: %+v", cut, w)
 			}

@@ -67,8 +67,8 @@ type Source struct {
 	hello  wire.Hello
 	shape  shape
 	totals Totals
-	// high is the furthest position any connection's target acknowledged.
-	high wire.Position
+	// high is the furthest position any connection's target acknowledged, found the furthest that was read to be sent.
+	high, found wire.Position
 
 	// The rest is of one connection.
 	welcome *wire.Welcome
@@ -124,7 +124,7 @@ func NewSource(hello wire.Hello) *Source {
 
 // Begin starts a connection, the first or another after a cut.
 func (s *Source) Begin() []Action {
-	*s = Source{hello: s.hello, shape: s.shape, totals: s.totals, high: s.high, unacked: s.unacked, flying: s.flying}
+	*s = Source{hello: s.hello, shape: s.shape, totals: s.totals, high: s.high, found: s.found, unacked: s.unacked, flying: s.flying}
 	return []Action{Send{Message: s.hello}}
 }
 
@@ -401,7 +401,16 @@ func (s *Source) onReadDone(e ReadDone) ([]Action, error) {
 		}
 		t.mine[first+i] = d
 	}
-	s.totals.Changed += int64(r.length)
+	end := wire.Position{Volume: t.volume, Segment: t.segment, Offset: r.offset + int64(r.length)}
+	s.totals.Changed += s.firstFound(end, int64(r.length))
+	for _, m := range e.Records {
+		if h, ok := m.(wire.Hole); ok {
+			s.totals.Zero += s.firstFound(h.End(), h.Length)
+		}
+	}
+	if s.found.Before(end) {
+		s.found = end
+	}
 	last := -1
 	for i, m := range e.Records {
 		if _, ok := m.(wire.Data); ok {
@@ -426,6 +435,17 @@ func (s *Source) onReadDone(e ReadDone) ([]Action, error) {
 	return out, nil
 }
 
+// firstFound is how many of the bytes before end no earlier connection has found.
+func (s *Source) firstFound(end wire.Position, length int64) int64 {
+	switch {
+	case !s.found.Before(end):
+		return 0
+	case s.found.Volume == end.Volume && s.found.Segment == end.Segment:
+		return min(length, end.Offset-s.found.Offset)
+	}
+	return length
+}
+
 func (s *Source) sentData(m wire.Data) {
 	n := int64(m.Length)
 	s.totals.Sent += n
@@ -438,7 +458,6 @@ func (s *Source) sentData(m wire.Data) {
 
 // addHole joins a hole to the one before it; a hole never leaves its segment.
 func (s *Source) addHole(out []Action, h wire.Hole) []Action {
-	s.totals.Zero += h.Length
 	if p := s.hole; p != nil && p.Volume == h.Volume && p.Offset+p.Length == h.Offset &&
 		p.Offset/digest.SegmentSize == h.Offset/digest.SegmentSize {
 		p.Length += h.Length
