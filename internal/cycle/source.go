@@ -63,6 +63,8 @@ type Peer struct {
 	Members bool
 	// Lacks is true when the peer says that objects are missing there, Well that it can do its work.
 	Lacks, Well bool
+	// Quiet is true when the peer has seen its present spec and runs no session: wanted as target, it will start none.
+	Quiet bool
 	// Recovery is the point the peer has finished with, zero when it knows none.
 	Recovery Recovery
 	// Prepared is what the peer last said about preparing; empty when it was not asked or is content.

@@ -1,6 +1,7 @@
 package cycle
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -33,8 +34,6 @@ type Replica struct {
 	Spool Presence
 	// Sealed is true once SealSpool was taken: the spool is on its way out.
 	Sealed bool
-	// Holds is what the spool was made for: true when the volumes held data, false when they were new and empty.
-	HoldsData bool
 	// Receiver is Partial while it starts or ends, Outdated when it runs with another configuration.
 	Receiver Presence
 	// Door is true while sources can reach the receiver.
@@ -125,8 +124,8 @@ func usersMessage(users []string) string {
 	return "pods mount the claims of the replica: " + strings.Join(users, ", ") + "; stop them, only whole deltas may be written here"
 }
 
-// spoiled stops receiving while pods use the claims. The spool goes too: its digest map no longer tells
-// what the volumes hold, so the next session compares anew.
+// spoiled stops receiving while pods use the claims. The spool goes too: its digest map no longer tells what the volumes hold, so the
+// next session compares anew; and until then there is no recovery point (see Spoils).
 func spoiled(s Target) Decision {
 	if s.Replica.Exists() {
 		d := dismantle(s.Replica, true, usersMessage(s.Users))
@@ -134,6 +133,16 @@ func spoiled(s Target) Decision {
 		return d
 	}
 	return wait(Waiting, ReasonClaimsInUse, usersMessage(s.Users), Steady)
+}
+
+// Spoils reports that a step taken here means that the volumes hold the recorded point no more: pods have used them, or they are others
+// than before. A promotion that is taken back spoils nothing: the application was not let in.
+func (s Target) Spoils(d Decision) bool {
+	switch d.Step {
+	case CloseReceiver, RemoveReceiver, RemovePair, RemoveSpool:
+		return !s.Replica.Sealed
+	}
+	return false
 }
 
 // keepReplica sets the replica up and records what arrives.
@@ -253,19 +262,20 @@ func settle(s Source) Decision {
 		return wait(Promoting, ReasonReceiverSilent, "waiting for the receiver to tell what it has applied"+because(r.Trouble), Quick)
 	case !r.State.settled():
 		return wait(Promoting, ReasonApplying, "waiting for the receiver to apply what it has"+because(r.State.Progress), Quick)
-	case r.State.Applied.Point == "" && !r.HoldsData:
-		return wait(Failed, ReasonNothingToPromote, "no recovery point was ever committed here, so there is nothing to promote; set spec.role back to target, or delete this Replication to use the claims as they are", Patient)
+	// A former source that received nothing yet holds the point it left with.
+	case r.State.Applied.Point == "" && s.Recovery.Point == "":
+		return wait(Failed, ReasonNothingToPromote, "the volumes hold no recovery point, so there is nothing to promote; set spec.role back to target, or delete this Replication to use the claims as they are", Patient)
 	}
-	return promoting(SealSpool, ReasonLeavingTarget, fmt.Sprintf("the replica holds point %s whole", r.State.Applied.Point), 0)
+	return promoting(SealSpool, ReasonLeavingTarget, fmt.Sprintf("the replica holds point %s whole", cmp.Or(r.State.Applied.Point, s.Recovery.Point)), 0)
 }
 
 // fence makes sure that no source commits here any more. A connection that was made before the receiver was closed may still become a
-// session: so either the peer says that it is a source no more, which it does only when its movers are gone, or the receiver is
-// started again in the new epoch, in which it refuses the old one.
+// session: so either the peer says that it has no mover and will start none, or the receiver is started again in the new epoch, in
+// which it refuses the old one.
 func fence(s Source) (Decision, bool) {
 	p := s.Peer
 	switch {
-	case p.Asked && (!p.Found || p.InForce.Role == v1alpha1.RoleTarget):
+	case p.Asked && (!p.Found || p.InForce.Role == v1alpha1.RoleTarget || p.Stand.Role == v1alpha1.RoleTarget && p.Quiet):
 		return Decision{}, true
 	case p.Asked && p.Stand.Role == v1alpha1.RoleTarget:
 		return wait(Promoting, ReasonPeerIsSource, fmt.Sprintf("waiting for cluster %s to leave its role as source: %s", p.Name, p.WaitingFor), Quick), false

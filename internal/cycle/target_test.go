@@ -15,7 +15,7 @@ func keeping() Target {
 }
 
 func replica(p Recovery) Replica {
-	return Replica{Pair: Present, Spool: Present, HoldsData: true, Receiver: Present, Door: true, State: &Received{Committed: p, Applied: p, Progress: "idle"}}
+	return Replica{Pair: Present, Spool: Present, Receiver: Present, Door: true, State: &Received{Committed: p, Applied: p, Progress: "idle"}}
 }
 
 func TestATargetKeepsAReplica(t *testing.T) {
@@ -156,8 +156,7 @@ func TestLeavingATarget(t *testing.T) {
 		{"the receiver was removed by hand: it is needed once more", func(r *Replica) { r.Receiver = Absent }, expectation{StartReceiver, ReasonLeavingTarget, false, "", ""}},
 		{"so was the pair", func(r *Replica) { r.Receiver, r.Pair = Absent, Absent }, expectation{MakePair, ReasonLeavingTarget, false, "", ""}},
 		{"the receiver is silent: nothing is known", func(r *Replica) { r.State = nil }, expectation{Wait, ReasonReceiverSilent, false, "", ""}},
-		{"nothing was ever committed on new volumes", func(r *Replica) { r.State, r.HoldsData = &Received{}, false }, expectation{Wait, ReasonNothingToPromote, false, "", "delete"}},
-		{"nothing was committed yet on a former primary's volumes", func(r *Replica) { r.State = &Received{} }, expectation{SealSpool, ReasonLeavingTarget, false, "", ""}},
+		{"a former source received nothing yet: its volumes hold the point it left with", func(r *Replica) { r.State = &Received{} }, expectation{SealSpool, ReasonLeavingTarget, false, "", "p1"}},
 		{"the spool was removed by hand", func(r *Replica) { r.Spool = Absent }, expectation{RemoveReceiver, ReasonLeavingTarget, false, "", ""}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -166,6 +165,28 @@ func TestLeavingATarget(t *testing.T) {
 			c.edit(&s.Replica)
 			check(t, NextSource(s), c.want)
 		})
+	}
+}
+
+func TestVolumesWithoutARecoveryPointAreNotPromoted(t *testing.T) {
+	s := atRest()
+	s.Wanted, s.InForce = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2)
+	s.Replica, s.Recovery = replica(Recovery{}), Recovery{}
+	s.Replica.Door = false
+	check(t, NextSource(s), expectation{Wait, ReasonNothingToPromote, false, "", "delete"})
+}
+
+func TestWhatSpoilsTheRecordedPoint(t *testing.T) {
+	used, others, back := keeping(), keeping(), keeping()
+	used.Users, others.Replica.Pair, back.Replica.Sealed = []string{"app-0"}, Outdated, true
+	for _, c := range []struct {
+		name   string
+		target Target
+		spoils bool
+	}{{"pods use the claims", used, true}, {"the claims have other volumes", others, true}, {"a promotion taken back", back, false}, {"at rest", keeping(), false}} {
+		if got := c.target.Spoils(NextTarget(c.target)); got != c.spoils {
+			t.Errorf("%s: spoils %v", c.name, got)
+		}
 	}
 }
 
@@ -181,6 +202,10 @@ func TestTheFormerSourceIsFenced(t *testing.T) {
 		{"the peer is a target", func(*Source) {}, expectation{SealSpool, ReasonLeavingTarget, false, "", ""}},
 		{"the peer has no such replication", func(s *Source) { s.Peer = Peer{Name: "west", Asked: true} }, expectation{SealSpool, ReasonLeavingTarget, false, "", ""}},
 		{"the peer leaves its role", func(s *Source) { s.Peer.InForce.Role, s.Peer.WaitingFor = v1alpha1.RoleSource, "app-0" }, expectation{Wait, ReasonPeerIsSource, false, "", "app-0"}},
+		{"the peer has no session and will start none", func(s *Source) { s.Peer.InForce.Role, s.Peer.Quiet = v1alpha1.RoleSource, true }, expectation{SealSpool, ReasonLeavingTarget, false, "", ""}},
+		{"the peer has no session now", func(s *Source) {
+			s.Peer.Stand.Role, s.Peer.InForce.Role, s.Peer.Quiet = v1alpha1.RoleSource, v1alpha1.RoleSource, true
+		}, expectation{Wait, ReasonPeerIsSource, false, "", "first"}},
 		{"the peer stays a source", func(s *Source) { s.Peer.Stand.Role, s.Peer.InForce.Role = v1alpha1.RoleSource, v1alpha1.RoleSource }, expectation{Wait, ReasonPeerIsSource, false, "", "first"}},
 		{"no answer, and no new epoch", func(s *Source) { s.Peer, s.Wanted.Epoch = silent, 2 }, expectation{Wait, ReasonLinkLost, false, "", "more than 2"}},
 		{"no answer: the receiver is started in the new epoch", func(s *Source) { s.Peer, s.Replica.Receiver = silent, Outdated }, expectation{StartReceiver, ReasonLeavingTarget, false, "", "epoch 3"}},

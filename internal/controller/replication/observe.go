@@ -702,6 +702,7 @@ func (r *Reconciler) observePeer(ctx context.Context, v *view) cycle.Peer {
 	p.Well = meta.IsStatusConditionTrue(there.Status.Conditions, v1alpha1.ConditionReady)
 	for _, link := range there.Status.Rlinks {
 		if link.RlinkName == v.rlink.RlinkName {
+			p.Quiet = link.Session == nil && there.Status.ObservedGeneration == there.Generation
 			p.ReceiverReady, p.WaitingFor, p.Recovery = link.ReceiverReady, link.WaitingFor, recovery(link.RecoveryPoint)
 			// What is kept there is shown here too: this is where operators look.
 			if v.inForce().Role == v1alpha1.RoleSource {

@@ -65,7 +65,6 @@ func (r *Reconciler) observeReplica(ctx context.Context, v *view) error {
 	s.Spool = spoolPresence(spool)
 	if spool != nil {
 		s.Sealed = spool.Annotations[annotationSealed] == "true"
-		s.HoldsData = spool.Annotations[annotationHolds] != string(engine.HoldsNothing)
 	}
 	s.Door = v.replica.service != nil
 	s.Pair = pairPresence(v)

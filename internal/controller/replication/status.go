@@ -56,6 +56,9 @@ func (r *Reconciler) tell(v *view, d cycle.Decision, acted error) {
 
 // remember changes what the next look builds on.
 func (r *Reconciler) remember(v *view, d cycle.Decision) {
+	if v.target != nil && v.target.Spoils(d) {
+		v.status.RecoveryPoint = nil
+	}
 	switch d.Step {
 	case cycle.TakeRole:
 		v.rep.Status.Role, v.rep.Status.Epoch = v.wanted().Role, v.wanted().Epoch

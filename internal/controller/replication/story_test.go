@@ -341,8 +341,8 @@ func TestPodsOnTheReplicaStopIt(t *testing.T) {
 		return c.Reason == cycle.ReasonClaimsInUse && strings.Contains(c.Message, "intruder")
 	})
 	w.until("no receiver writes beside it", func() bool { return slices.Equal(w.west.claims(), []string{"data"}) })
-	if w.west.link("app").ReceiverReady {
-		t.Error("the receiver is called ready")
+	if l := w.west.link("app"); l.ReceiverReady || l.RecoveryPoint != nil {
+		t.Errorf("volumes that a pod uses are called a replica: %+v", l)
 	}
 	w.west.must(w.west.kube.Delete(t.Context(), app, client.GracePeriodSeconds(0)))
 	w.east.trigger("app", "after")
