@@ -50,7 +50,7 @@ func TestImageFileWithoutDirectIO(t *testing.T) {
 	if err != nil {
 		t.Skipf("no file system in memory here: %v", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	volumetest.Run(t, opener(image(t, dir, 4<<20)))
 }
 
