@@ -336,7 +336,7 @@ func begin(s Source) Decision {
 	}
 	if !s.Peer.ReceiverReady || !finished(s) {
 		return Decision{Step: Wait, Phase: Waiting, Reason: ReasonPeerFinishing, Ready: true, Poll: Steady,
-			Message: fmt.Sprintf("cluster %s is not through with the former session yet: %s", s.Peer.Name, s.Peer.WaitingFor)}
+			Message: fmt.Sprintf("cluster %s is not through with the former session yet%s", s.Peer.Name, because(s.Peer.WaitingFor))}
 	}
 	return Decision{Step: StartSession, Phase: Running, Reason: ReasonSessionDue, Ready: true, Trigger: trigger, Message: "a session is due: " + trigger}
 }
@@ -362,13 +362,6 @@ func due(s Source) (trigger string, in time.Duration) {
 	if s.TriggerNow != "" && s.TriggerNow != answered {
 		return TriggerNow, 0
 	}
-	if s.Scheduled && s.Look.Due {
-		return TriggerSchedule, 0
-	}
-	in = Calm
-	if s.Scheduled && !s.Look.Next.IsZero() {
-		in = s.Look.Next.Sub(s.Now)
-	}
 	retry := ""
 	switch {
 	case s.Recovery.Point == "", s.Recovery.Epoch < s.Wanted.Epoch:
@@ -377,11 +370,19 @@ func due(s Source) (trigger string, in time.Duration) {
 		// Whoever triggered by hand sees the failure and decides; a schedule has nobody.
 		retry = s.Last.Trigger
 	}
+	if retry != "" && s.Failures == 0 {
+		return retry, 0
+	}
+	// A schedule that is due does not wait for the end of a backoff.
+	if s.Scheduled && s.Look.Due {
+		return TriggerSchedule, 0
+	}
+	in = Calm
+	if s.Scheduled && !s.Look.Next.IsZero() {
+		in = s.Look.Next.Sub(s.Now)
+	}
 	if retry == "" {
 		return "", in
-	}
-	if s.Failures == 0 {
-		return retry, 0
 	}
 	left := s.Last.FinishedAt.Add(Backoff(s.Failures)).Sub(s.Now)
 	if left <= 0 {

@@ -75,6 +75,12 @@ func TestWhenASessionBegins(t *testing.T) {
 		}, expectation{Rest, ReasonRetryLater, true, "", "failed"}},
 		{"nothing was ever committed", func(s *Source) { s.Recovery, s.Last = Recovery{}, nil }, expectation{StartSession, ReasonSessionDue, true, TriggerFirst, ""}},
 		{"nothing was committed in this epoch", func(s *Source) { s.Recovery.Epoch = 1 }, expectation{StartSession, ReasonSessionDue, true, TriggerFirst, ""}},
+		{"nothing was ever committed, and the schedule is due too", func(s *Source) { s.Recovery, s.Last, s.Look = Recovery{}, nil, schedule.Look{Due: true} },
+			expectation{StartSession, ReasonSessionDue, true, TriggerFirst, ""}},
+		{"the first failed a moment ago, and the schedule is due", func(s *Source) {
+			s.Recovery, s.Look = Recovery{}, schedule.Look{Due: true}
+			s.Last, s.Failures = &Ended{Trigger: TriggerFirst, FinishedAt: noon.Add(-time.Second)}, 1
+		}, expectation{StartSession, ReasonSessionDue, true, TriggerSchedule, ""}},
 		{"the first failed a moment ago", func(s *Source) {
 			s.Recovery = Recovery{}
 			s.Last, s.Failures = &Ended{Trigger: TriggerFirst, FinishedAt: noon.Add(-29 * time.Second)}, 1

@@ -235,7 +235,9 @@ func leaveTarget(s Source) Decision {
 		return settle(s)
 	}
 	if r.Exists() {
-		return dismantle(r, false, "this side becomes the source")
+		d := dismantle(r, false, "this side becomes the source")
+		d.Phase = Promoting
+		return d
 	}
 	return Decision{Step: TakeRole, Phase: Promoting, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side becomes the source in epoch %d", s.Wanted.Epoch)}
 }

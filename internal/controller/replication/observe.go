@@ -305,9 +305,14 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view) error {
 		return err
 	}
 	s.Mover, v.report = judgeMover(v)
-	if s.Mover.State == cycle.MoverRunning && v.state != nil {
+	switch {
+	case s.Mover.State != cycle.MoverRunning:
+	case v.state != nil:
 		s.Mover.Message = progressMessage(v.state)
 		s.Mover.Ending = v.state.Phase == engine.PhaseCommitting || v.state.Phase == engine.PhaseDone
+	default:
+		// It was well on its way and has fallen silent: most likely it is through.
+		s.Mover.Ending = v.status.Session.Percent >= 50
 	}
 	s.Stale = stale(v)
 	if s.InForce.Role != v1alpha1.RoleSource {

@@ -114,7 +114,7 @@ func end(v *view, result, message string, report *engine.Report) {
 	if report != nil {
 		ended.Tier, ended.TierReason = v1alpha1.Tier(report.Tier), report.TierReason
 		ended.BytesRead, ended.BytesChanged, ended.BytesSent, ended.BytesResent = report.BytesRead, report.BytesChanged, report.BytesSent, report.BytesResent
-		ended.Attempts = int32(report.Attempts)
+		ended.Attempts = int32(report.Attempts) + crashes(v)
 	}
 	if last := v.status.LastSession; last != nil {
 		v.status.History = slices.Insert(v.status.History, 0, *last)
@@ -134,6 +134,16 @@ func end(v *view, result, message string, report *engine.Report) {
 			v.status.BasePoint = ""
 		}
 	}
+}
+
+// crashes counts the session's pods that ended without a word; each began to connect anew.
+func crashes(v *view) int32 {
+	for _, job := range v.jobs {
+		if job.Labels[v1alpha1.LabelPoint] == v.status.Session.Point {
+			return job.Status.Failed
+		}
+	}
+	return 0
 }
 
 func point(p cycle.Recovery, snapshots []string) *v1alpha1.RecoveryPoint {
