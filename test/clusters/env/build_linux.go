@@ -211,7 +211,7 @@ func (e *Env) buildProvisioner(ctx context.Context, source, module, dir string) 
 	if err := os.RemoveAll(scratch); err != nil {
 		return err
 	}
-	defer os.RemoveAll(scratch)
+	defer func() { _ = os.RemoveAll(scratch) }()
 	if err := os.CopyFS(filepath.Join(scratch, "module"), os.DirFS(module)); err != nil {
 		return err
 	}

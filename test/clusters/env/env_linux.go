@@ -436,21 +436,21 @@ func tryLock(path string) (unlock func(), err error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	mine, err := f.Stat()
 	if err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, err
 	}
 	there, err := os.Stat(path)
 	if err != nil || !os.SameFile(mine, there) {
 		// The holder before us removed the file: we have a lock that nobody else will ever meet.
-		f.Close()
+		_ = f.Close()
 		return nil, unix.EWOULDBLOCK
 	}
-	return func() { os.Remove(path); f.Close() }, nil
+	return func() { _, _ = os.Remove(path), f.Close() }, nil
 }
 
 // KubeconfigOf is the text of a kubeconfig with one context for each named cluster, or for all.

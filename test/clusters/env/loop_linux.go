@@ -127,7 +127,7 @@ func loops() ([]loop, error) {
 			continue
 		}
 		info, err := unix.IoctlLoopGetStatus64(fd)
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		if err != nil {
 			continue
 		}

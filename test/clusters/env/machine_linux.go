@@ -95,7 +95,7 @@ func (e *Env) boot(ctx context.Context, c Cluster, b *Build) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start pid 1 of %s: %w", c.Name, err)
 	}
-	go cmd.Wait() // collects it if it ends while this program lives; afterwards the host's own pid 1 does
+	go func() { _ = cmd.Wait() }() // collects it if it ends while this program lives; afterwards the host's own pid 1 does
 	err = func() error {
 		if err := joinCgroups(c, cmd.Process.Pid); err != nil {
 			return err

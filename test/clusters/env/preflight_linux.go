@@ -274,12 +274,12 @@ func forbidServices() (restore func(), err error) {
 	if err := os.WriteFile(policyFile, []byte(policy), 0o755); err != nil {
 		return nil, err
 	}
-	return func() { os.Remove(policyFile) }, nil
+	return func() { _ = os.Remove(policyFile) }, nil
 }
 
 // forgetPolicy removes what a killed installation left.
 func forgetPolicy() {
 	if have, err := os.ReadFile(policyFile); err == nil && string(have) == policy {
-		os.Remove(policyFile)
+		_ = os.Remove(policyFile)
 	}
 }

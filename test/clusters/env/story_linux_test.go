@@ -272,7 +272,7 @@ func TestAForeignStateFolderIsLeftAlone(t *testing.T) {
 func TestTakenAddressesAreNamed(t *testing.T) {
 	e := open(t, 1)
 	must(t, run(t.Context(), "ip", "link", "add", "lbctest", "type", "bridge"))
-	defer run(context.Background(), "ip", "link", "delete", "lbctest")
+	defer func() { _ = run(context.Background(), "ip", "link", "delete", "lbctest") }()
 	must(t, run(t.Context(), "ip", "address", "add", "10.172.1.9/16", "dev", "lbctest"))
 	must(t, run(t.Context(), "ip", "link", "set", "lbctest", "up"))
 	err := e.rangesFree(t.Context())

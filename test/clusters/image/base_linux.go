@@ -111,7 +111,7 @@ func bootstrap(ctx context.Context, d Debian, out io.Writer, install Installer, 
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(answers)
+	defer func() { _ = os.RemoveAll(answers) }()
 	for path, text := range d.Files {
 		file := filepath.Join(answers, path)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -162,8 +162,8 @@ func lock(path string) (unlock func(), err error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	return func() { f.Close() }, nil
+	return func() { _ = f.Close() }, nil
 }

@@ -67,7 +67,7 @@ func Write(s Spec, path string) (string, error) {
 	if err := errors.Join(os.RemoveAll(half), os.Mkdir(half, 0o755)); err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(half)
+	defer func() { _ = os.RemoveAll(half) }()
 	img, err := build(s, filepath.Join(half, "files"))
 	if err != nil {
 		return "", fmt.Errorf("image %s: %w", s.Name, err)
