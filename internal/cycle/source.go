@@ -80,7 +80,10 @@ type Source struct {
 	Now             time.Time
 	Wanted, InForce Stand
 	Suspended       bool
-	TriggerNow      string
+	// Moving is true while a plan holds the application offline: only sessions it asks for are run, because every
+	// other one would make the application wait.
+	Moving     bool
+	TriggerNow string
 	// Scheduled is false when there is no schedule; Look is its look otherwise.
 	Scheduled bool
 	Look      schedule.Look
@@ -332,6 +335,9 @@ func begin(s Source) Decision {
 		if s.Last != nil && !s.Last.Committed {
 			d.Phase, d.Reason, d.Message = Waiting, ReasonRetryLater, "the newest session failed; the next one starts by itself"
 		}
+		if s.Moving {
+			d.Message = "the application is being moved: until then only sessions that the move asks for are run"
+		}
 		return d
 	}
 	if !s.Peer.ReceiverReady || !finished(s) {
@@ -361,6 +367,9 @@ func due(s Source) (trigger string, in time.Duration) {
 	}
 	if s.TriggerNow != "" && s.TriggerNow != answered {
 		return TriggerNow, 0
+	}
+	if s.Moving {
+		return "", Steady
 	}
 	retry := ""
 	switch {

@@ -67,6 +67,10 @@ func TestWhenASessionBegins(t *testing.T) {
 		{"nothing is due", func(*Source) {}, expectation{Rest, ReasonReady, true, "", "next run"}},
 		{"the schedule is due", func(s *Source) { s.Look = schedule.Look{Due: true} }, expectation{StartSession, ReasonSessionDue, true, TriggerSchedule, ""}},
 		{"a trigger that was not answered", func(s *Source) { s.TriggerNow = "go" }, expectation{StartSession, ReasonSessionDue, true, TriggerNow, ""}},
+		{"the schedule is due while a move holds the application offline", func(s *Source) { s.Moving, s.Look = true, schedule.Look{Due: true} },
+			expectation{Rest, ReasonReady, true, "", "being moved"}},
+		{"the move asks for its session", func(s *Source) { s.Moving, s.TriggerNow, s.Look = true, "go", schedule.Look{Due: true} },
+			expectation{StartSession, ReasonSessionDue, true, TriggerNow, ""}},
 		{"a trigger that was answered", func(s *Source) { s.TriggerNow = "go"; s.Last.TriggerNow = "go" }, expectation{Rest, ReasonReady, true, "", ""}},
 		{"a trigger that was answered by a failure stays answered", func(s *Source) {
 			s.TriggerNow = "go"

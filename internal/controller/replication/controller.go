@@ -38,7 +38,7 @@ import (
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=replications,verbs=get;list;watch;patch;update
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=replications/status,verbs=get;patch
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=replications/finalizers,verbs=update
-// +kubebuilder:rbac:groups=lifeboat.dev,resources=pvcgroups;clusterpairs,verbs=get;list
+// +kubebuilder:rbac:groups=lifeboat.dev,resources=pvcgroups;clusterpairs;disasterrecoveryplans,verbs=get;list
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;create;delete;patch
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;create;delete;patch
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;delete

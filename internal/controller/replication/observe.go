@@ -298,9 +298,12 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view) error {
 	}
 	v.source = s
 	s.Scheduled, s.Look = look(v)
+	var err error
+	if s.Moving, err = r.moving(ctx, v); err != nil {
+		return err
+	}
 	r.observeSession(ctx, v)
 	s.Session, s.Snapshots = session(v.status.Session), sessionSnapshots(v)
-	var err error
 	if s.Clones, s.Trouble, err = r.clones(ctx, v); err != nil {
 		return err
 	}
@@ -327,6 +330,24 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view) error {
 		s.Peer = r.observePeer(ctx, v)
 	}
 	return nil
+}
+
+// moving reports whether a plan of this Replication has the application offline for a move that can still be undone.
+func (r *Reconciler) moving(ctx context.Context, v *view) (bool, error) {
+	var plans v1alpha1.DisasterRecoveryPlanList
+	if err := r.Live.List(ctx, &plans, client.InNamespace(v.rep.Namespace)); err != nil {
+		return false, fmt.Errorf("list plans of replication %s: %w", v.key(), err)
+	}
+	for i := range plans.Items {
+		p := &plans.Items[i]
+		if o := p.Status.Operation; p.Spec.DataReplicationPointer == v.rep.Name && o != nil && o.From == r.Cluster {
+			switch o.Step {
+			case v1alpha1.StepOffline, v1alpha1.StepFinalSync, v1alpha1.StepHandover:
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // observeTarget fills what NextTarget asks for.
