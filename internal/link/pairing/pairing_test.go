@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/testr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -224,7 +225,8 @@ func (c *cluster) start(t *testing.T) (*link.Peers, func()) {
 	t.Helper()
 	skip := true // two managers of one name live in this process
 	m := must(ctrl.NewManager(servers.Config(t, c.name), ctrl.Options{
-		Scheme: c.client.Scheme(), Logger: testr.NewWithOptions(t, testr.Options{}), Metrics: metricsserver.Options{BindAddress: "0"},
+		// A manager may still log of its end after Start has returned, when the test's own log is closed.
+		Scheme: c.client.Scheme(), Logger: logr.Discard(), Metrics: metricsserver.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: &skip},
 	}))(t)
 	l := must(link.AddToManager(t.Context(), m, link.Options{Cluster: c.name, Version: "v0.1.0", Address: c.control, Now: time.Now}))(t)
