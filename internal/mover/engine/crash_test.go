@@ -91,7 +91,11 @@ func TestACrashAtAnyWriteLeavesOldOrNew(t *testing.T) {
 			if ops < 20 {
 				t.Fatalf("only %d changes: this tests nothing", ops)
 			}
-			for n := 1; n <= ops+3; n++ {
+			step := 1
+			if testing.Short() {
+				step = 9
+			}
+			for n := 1; n <= ops+3; n += step {
 				crashOnce(t, base, s, n)
 				if t.Failed() {
 					t.Fatalf("crashed at change %d of %d", n, ops)
@@ -128,7 +132,11 @@ func TestACrashWhileRecoveringChangesNothing(t *testing.T) {
 	base := newWorld(t, group)
 	stories[1].past(base)
 	base.cut("new")
-	for n := 1; n < 40; n++ {
+	step := 1
+	if testing.Short() {
+		step = 9
+	}
+	for n := 1; n < 40; n += step {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			w := base.fork(t, uint64(100+n))
 			w.boot()

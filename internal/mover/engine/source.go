@@ -224,6 +224,9 @@ func (s *Source) drive(ctx context.Context, link *pipe, work *extractor) error {
 			return err
 		}
 		s.meter.progress(s.core.Progress())
+		if s.core.Closed() && s.meter.read().Phase != PhaseCommitting {
+			s.meter.phase(PhaseCommitting, "")
+		}
 	}
 }
 
@@ -277,7 +280,5 @@ func (s *Source) say(m wire.Message) {
 	switch m.(type) {
 	case wire.Data, wire.Hole:
 		s.meter.phase(PhaseTransferring, "")
-	case wire.Close:
-		s.meter.phase(PhaseCommitting, "")
 	}
 }

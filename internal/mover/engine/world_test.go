@@ -34,6 +34,7 @@ type world struct {
 	mu     sync.Mutex
 	up     chan struct{} // closed while the target is up
 	accept chan net.Conn
+	gone   <-chan struct{} // closed when the target goes down
 	target *engine.Target
 	stop   func()
 	wg     sync.WaitGroup
@@ -169,7 +170,7 @@ func (w *world) tryBoot(checkpoint []func()) error {
 // serve accepts what dial sends.
 func (w *world) serve(ctx context.Context, target *engine.Target) {
 	accept := make(chan net.Conn)
-	w.accept = accept
+	w.accept, w.gone = accept, ctx.Done()
 	w.wg.Go(func() {
 		for {
 			select {
@@ -201,7 +202,7 @@ func (w *world) dial(ctx context.Context) (net.Conn, error) {
 		return nil, ctx.Err()
 	}
 	w.mu.Lock()
-	accept, wrap := w.accept, w.wrap
+	accept, gone, wrap := w.accept, w.gone, w.wrap
 	w.mu.Unlock()
 	client, server := net.Pipe()
 	server = mortal{server, w.machine}
@@ -211,7 +212,7 @@ func (w *world) dial(ctx context.Context) (net.Conn, error) {
 	select {
 	case accept <- server:
 		return client, nil
-	case <-time.After(100 * time.Millisecond): // it went down meanwhile
+	case <-gone: // it went down meanwhile
 		return nil, &transport.Lost{During: "connect", Err: net.ErrClosed}
 	case <-ctx.Done():
 		return nil, ctx.Err()

@@ -137,24 +137,12 @@ func (s *Source) Welcome() *wire.Welcome { return s.welcome }
 // Done reports that the target holds the point, applied and durable.
 func (s *Source) Done() bool { return s.done }
 
-// Closed reports that everything was sent and only the commit is awaited.
-func (s *Source) Closed() bool { return s.closed }
+// Closed reports that the target has everything and only the commit is awaited.
+func (s *Source) Closed() bool { return s.closed && s.high == s.shape.end() }
 
-// Progress is how many bytes of the group are dealt with, and of how many.
+// Progress is how many bytes of the group are dealt with, durably at the target, and of how many.
 func (s *Source) Progress() (done, total int64) {
-	total = s.shape.bytesBefore(s.shape.end())
-	if s.closed || s.done {
-		return total, total
-	}
-	at := s.next
-	if len(s.tasks) > 0 {
-		head := s.tasks[0]
-		at = s.segmentStart(wire.Position{Volume: head.volume, Segment: head.segment})
-		if len(s.unacked) > 0 && at.Before(s.unacked[len(s.unacked)-1].end) {
-			at = s.unacked[len(s.unacked)-1].end
-		}
-	}
-	return s.shape.bytesBefore(at), total
+	return s.shape.bytesBefore(s.high), s.shape.bytesBefore(s.shape.end())
 }
 
 // Step takes what happened and says what to do. After an error the connection is over; a *Refusal is for good.
