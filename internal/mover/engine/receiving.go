@@ -370,6 +370,9 @@ func (r *receiver) drive(ctx context.Context, core *session.Target, keep *keeper
 			work.release()
 			frame.Release()
 		}
+		if _, whole := event.(wire.Close); whole && !committing {
+			keep.hurry()
+		}
 		if !committing {
 			t.meter.progress(core.Progress())
 		}

@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"lifeboat.dev/lifeboat/internal/mover/transport"
 	"lifeboat.dev/lifeboat/internal/mover/volume"
@@ -52,10 +53,16 @@ type keeper struct {
 	dirty    map[int]bool   // direct: volumes written and not synced
 	after    wire.Position
 	unsynced int64
+	since    time.Time // when the first of it came
 }
 
-// syncEvery bounds what one sync has to make durable, in bytes of volumes.
-const syncEvery = 16 << 20
+const (
+	// syncEvery is how much is written before it is made durable, in bytes of volumes. A sync costs the same for
+	// little as for much; it is well below session.Window, so that the source never waits for one.
+	syncEvery = 64 << 20
+	// syncDelay is how long something written may stay undurable when little comes.
+	syncDelay = 250 * time.Millisecond
+)
 
 func newKeeper(t *Target, direct bool) *keeper {
 	k := &keeper{
@@ -68,6 +75,9 @@ func newKeeper(t *Target, direct bool) *keeper {
 
 // store hands a record over, with its memory.
 func (k *keeper) store(i item) { k.in <- i }
+
+// hurry makes everything stored so far durable without delay: the source waits for it.
+func (k *keeper) hurry() { k.in <- item{} }
 
 // durable is how far everything is durable, or why it cannot become so.
 func (k *keeper) durable() (wire.Position, error) {
@@ -88,18 +98,20 @@ func (k *keeper) run() {
 	defer close(k.done)
 	for {
 		i, ok := k.next()
-		if !ok {
-			return
-		}
-		if i == nil {
-			k.publish(k.flush())
+		if i.record == nil {
+			if k.unsynced > 0 {
+				k.publish(k.flush())
+			}
+			if !ok {
+				return
+			}
 			continue
 		}
 		if _, err := k.durable(); err != nil {
 			i.release()
 			continue
 		}
-		err := k.keep(i)
+		err := k.keep(&i)
 		i.release()
 		if err != nil {
 			k.publish(err)
@@ -107,23 +119,23 @@ func (k *keeper) run() {
 	}
 }
 
-// next is the next item; nil when it is time to sync; false at the end.
-func (k *keeper) next() (*item, bool) {
-	if k.unsynced == 0 {
+// next is the next item; one without a record says that it is time to sync; false is the end.
+func (k *keeper) next() (item, bool) {
+	switch {
+	case k.unsynced == 0:
 		i, ok := <-k.in
-		return &i, ok
+		k.since = time.Now()
+		return i, ok
+	case k.unsynced >= k.target.parts.SyncEvery:
+		return item{}, true
 	}
-	if k.unsynced >= syncEvery {
-		return nil, true
-	}
+	timer := time.NewTimer(syncDelay - time.Since(k.since))
+	defer timer.Stop()
 	select {
 	case i, ok := <-k.in:
-		if !ok {
-			k.publish(k.flush())
-		}
-		return &i, ok
-	default:
-		return nil, true
+		return i, ok
+	case <-timer.C:
+		return item{}, true
 	}
 }
 

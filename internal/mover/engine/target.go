@@ -24,6 +24,8 @@ type TargetParts struct {
 	Software string
 	Log      *slog.Logger
 	Now      func() time.Time
+	// SyncEvery is how many bytes are written before they are made durable; 0 for the usual.
+	SyncEvery int64
 }
 
 // Target keeps the replicas of one group at the newest recovery point a source brought. One session runs at a time;
@@ -50,6 +52,9 @@ var errReplaced = errors.New("a newer connection of the source took the session 
 
 // NewTarget opens the spool. Nothing is applied before Recover.
 func NewTarget(cfg TargetConfig, parts TargetParts) (*Target, error) {
+	if parts.SyncEvery == 0 {
+		parts.SyncEvery = syncEvery
+	}
 	t := &Target{cfg: cfg, parts: parts, turn: make(chan struct{}, 1)}
 	t.meter = newMeter(parts.Now, State{
 		Role: RoleTarget, Replication: cfg.Replication, Epoch: cfg.Epoch, Software: parts.Software, Phase: PhaseStarting,

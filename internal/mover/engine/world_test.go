@@ -142,7 +142,7 @@ func (w *world) drainCrash() {
 }
 
 func (w *world) tryBoot(checkpoint []func()) error {
-	parts := engine.TargetParts{FS: w.machine.FS(), Software: "test", Log: w.alarm(), Now: time.Now}
+	parts := engine.TargetParts{FS: w.machine.FS(), Software: "test", Log: w.alarm(), Now: time.Now, SyncEvery: 256 << 10}
 	for _, m := range w.members {
 		parts.Volumes = append(parts.Volumes, w.machine.Volume(m.name, m.size))
 	}

@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// Window is how many bytes of records a source may have unacknowledged. It covers the bandwidth-delay product of
-	// a long fast link, and it is more than a segment.
-	Window = 64 << 20
+	// Window is how many bytes of records a source may have unacknowledged. It costs no memory, neither side keeps
+	// them; it covers the bandwidth-delay product of a long fast link and several syncs of a target.
+	Window = 256 << 20
 	// Lookahead is how many segments a source may compare ahead of the one it sends.
 	Lookahead = 16
 )
