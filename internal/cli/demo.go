@@ -50,6 +50,7 @@ pg_amcheck 15 on this machine, which must reach a node port of both. Its last li
 	f.StringVar(&awayAddress, "peer-address", "", "address of a node of the second cluster (empty: from its node)")
 	f.StringVar(&o.Namespace, "namespace", "lifeboat-demo", "namespace of the database; deleted first when it is there")
 	f.StringVar(&o.Image, "image", "lifeboat-demo/postgres:15", "image of PostgreSQL 15")
+	f.Int64Var(&o.User, "run-as-user", 0, "user the server runs as (0: the image's own; PostgreSQL refuses to run as root)")
 	f.IntVar(&o.Scale, "scale", 70, "pgbench scale factor; 70 is about 1 GiB")
 	f.StringVar(&o.VolumeSize, "volume-size", "3Gi", "size of the database's claim")
 	f.StringVar(&o.StorageClass, "storage-class", "", "storage class of the claim (empty: the cluster's default)")

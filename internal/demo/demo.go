@@ -37,6 +37,8 @@ type Options struct {
 	Namespace string
 	// Image of PostgreSQL 15 with pgbench's server side extensions.
 	Image string
+	// User the server runs as; 0 leaves it to the image.
+	User int64
 	// Scale is pgbench's scale factor; 70 is about 1 GiB.
 	Scale int
 	// VolumeSize of the database's claim, as a Kubernetes quantity.

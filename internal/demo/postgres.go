@@ -58,13 +58,17 @@ func (s *Story) databaseObjects() []client.Object {
 }
 
 func (s *Story) databasePod() corev1.PodSpec {
-	// The image says which user the server runs as; the volume belongs to a group of its own.
+	// The volume belongs to a group of its own, whichever user the server runs as.
 	const group = 999
+	var user *int64
+	if s.User != 0 {
+		user = &s.User
+	}
 	return corev1.PodSpec{
 		TerminationGracePeriodSeconds: ptr.To[int64](30),
 		AutomountServiceAccountToken:  ptr.To(false),
 		SecurityContext: &corev1.PodSecurityContext{
-			FSGroup: ptr.To[int64](group), FSGroupChangePolicy: ptr.To(corev1.FSGroupChangeOnRootMismatch),
+			RunAsUser: user, FSGroup: ptr.To[int64](group), FSGroupChangePolicy: ptr.To(corev1.FSGroupChangeOnRootMismatch),
 		},
 		Containers: []corev1.Container{{
 			Name:            "postgres",
