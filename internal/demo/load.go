@@ -5,13 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sort"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -91,7 +91,6 @@ type Load struct {
 	Scale         int
 	Clients, Rate int
 
-	mu     sync.Mutex
 	run    int
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -144,23 +143,38 @@ func (l *Load) Stop() {
 func (l *Load) keepRunning(ctx context.Context) {
 	defer close(l.done)
 	for ctx.Err() == nil {
-		l.mu.Lock()
-		l.run++
-		run := l.run
-		l.mu.Unlock()
-		if l.once(run) != nil {
-			// The database is on its way to the other cluster: nobody listens yet.
-			select {
-			case <-ctx.Done():
-			case <-time.After(50 * time.Millisecond):
+		if host, ok := l.answering(ctx); ok {
+			l.run++
+			if l.once(l.run, host) == nil {
+				continue
 			}
+		}
+		// The database is on its way to the other cluster: nobody listens yet.
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
+// answering is the host that takes connections. A node port without a pod behind it may leave a client without any
+// answer for seconds, so the one that answers is looked for before pgbench opens its connections one by one.
+func (l *Load) answering(ctx context.Context) (string, bool) {
+	for _, host := range l.Hosts {
+		d := net.Dialer{Timeout: 250 * time.Millisecond}
+		conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(l.Port)))
+		if err == nil {
+			_ = conn.Close()
+			return host, true
+		}
+	}
+	return "", false
+}
+
 // once runs pgbench without the caller's context: killing it would lose the log of what was acknowledged.
-func (l *Load) once(run int) error {
-	cmd := l.command(context.Background(), "pgbench", "-n", "-f", "script.sql",
+func (l *Load) once(run int, host string) error {
+	at := &Database{Hosts: []string{host}, Port: l.Port, Password: l.Password}
+	cmd := at.command(context.Background(), "pgbench", "-n", "-f", "script.sql",
 		"-c", strconv.Itoa(l.Clients), "-j", "1", "-R", strconv.Itoa(l.Rate), "-T", strconv.Itoa(runSeconds), "-s", strconv.Itoa(l.Scale),
 		"-D", "run="+strconv.Itoa(run), "-D", "n=0", "--log", "--log-prefix=run"+strconv.Itoa(run), connection)
 	cmd.Dir = l.Dir
