@@ -28,6 +28,7 @@ else
 fi
 step "tests"
 go test -timeout 10m ./...
+(cd test/clusters && go test -short ./...)
 if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ]; then
   step "a short story on two clusters"
   hack/images.sh

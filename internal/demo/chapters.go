@@ -3,6 +3,7 @@ package demo
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -236,6 +237,7 @@ func (s *Story) Check(ctx context.Context) error {
 	if s.Figures.LostCommits, err = db.Lost(ctx, acks); err != nil {
 		return err
 	}
+	s.Figures.Checked = true
 	balanced, sums, err := db.Balanced(ctx)
 	if err != nil {
 		return err
@@ -313,27 +315,43 @@ func (f *Figures) Print(o Options) {
 	fmt.Fprintln(w, "\nsession\tfrom\twhy\ttier\tread\tchanged\tsent\ttime\tbehind at its end\t")
 	for _, r := range f.Sessions {
 		p := r.Report
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%.1f s\t%.1f s\t\n", p.Point, r.From, r.What, p.Tier, mib(p.BytesRead), mib(p.BytesChanged), mib(p.BytesSent),
-			p.FinishedAt.Sub(p.StartedAt.Time).Seconds(), r.Lag.Seconds())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%.1f s\t%s\t\n", p.Point, r.From, r.What, p.Tier, mib(p.BytesRead), mib(p.BytesChanged), mib(p.BytesSent),
+			p.FinishedAt.Sub(p.StartedAt.Time).Seconds(), measured(r.Lag, "%.1f s"))
 	}
 	_ = w.Flush()
-	fmt.Fprintf(o.Out, "\nmoved %s -> %s in %.1f s, down %.1f s; home in %.1f s, down %.1f s\n\n", o.Home.Name, o.Away.Name,
-		f.MigrateTime.Seconds(), f.DowntimeMigrate.Seconds(), f.HomeTime.Seconds(), f.DowntimeHome.Seconds())
+	fmt.Fprintf(o.Out, "\nmoved %s -> %s in %s, down %s; home in %s, down %s\n\n", o.Home.Name, o.Away.Name,
+		measured(f.MigrateTime, "%.1f s"), measured(f.DowntimeMigrate, "%.1f s"), measured(f.HomeTime, "%.1f s"), measured(f.DowntimeHome, "%.1f s"))
 	for _, figure := range []struct {
 		name  string
 		value any
 	}{
 		{"acked_commits", f.AckedCommits},
-		{"lost_commits", f.LostCommits},
-		{"first_sync_s", seconds(f.FirstSync)},
+		{"lost_commits", f.lost()},
+		{"first_sync_s", measured(f.FirstSync, "%.2f")},
 		{"sessions", len(f.Sessions)},
-		{"migrate_s", seconds(f.MigrateTime)},
-		{"home_s", seconds(f.HomeTime)},
-		{"downtime_migrate_s", seconds(f.DowntimeMigrate)},
-		{"downtime_home_s", seconds(f.DowntimeHome)},
+		{"migrate_s", measured(f.MigrateTime, "%.2f")},
+		{"home_s", measured(f.HomeTime, "%.2f")},
+		{"downtime_migrate_s", measured(f.DowntimeMigrate, "%.2f")},
+		{"downtime_home_s", measured(f.DowntimeHome, "%.2f")},
 	} {
 		fmt.Fprintf(o.Out, "figure %s %v\n", figure.name, figure.value)
 	}
 }
 
-func seconds(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds()) }
+// lost is how many commits are missing, or that nobody has looked: a story that ended early has no figure to show.
+func (f *Figures) lost() string {
+	if !f.Checked {
+		return unknown
+	}
+	return strconv.Itoa(f.LostCommits)
+}
+
+const unknown = "unknown"
+
+// measured prints seconds, or that they were not measured.
+func measured(d time.Duration, format string) string {
+	if d == 0 {
+		return unknown
+	}
+	return fmt.Sprintf(format, d.Seconds())
+}

@@ -59,6 +59,8 @@ type Options struct {
 
 // Figures is what the story measured. LostCommits must be 0.
 type Figures struct {
+	// Checked is true once the acknowledged commits were looked for; before, LostCommits says nothing.
+	Checked           bool
 	LostCommits       int
 	AckedCommits      int
 	DowntimeMigrate   time.Duration
@@ -75,7 +77,8 @@ type Figures struct {
 type SessionRow struct {
 	From, What string
 	Report     v1alpha1.SessionReport
-	Lag        time.Duration
+	// Lag is the age of the committed instant at the session's end; 0 when the session was seen too late to tell.
+	Lag time.Duration
 }
 
 // Run tells the whole story and returns what it measured. An error says at which step it ended; figures
