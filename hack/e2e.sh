@@ -11,5 +11,7 @@ export KUBECONFIG=$(bin/clusters kubeconfig --path)
 if [ "${1:-}" = short ]; then
   go test -count=1 -tags e2e -timeout 15m -v -run 'TestShort' ./test/e2e/
 else
+  # The clusters themselves: they come up, are cut, killed and removed without a trace.
+  (cd test/clusters && go test -count=1 -timeout 20m ./...)
   go test -count=1 -tags e2e -timeout 90m -v ./test/e2e/
 fi
