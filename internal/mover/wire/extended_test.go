@@ -5,7 +5,11 @@ type Extended struct{ Message }
 
 func (e Extended) fields(b []byte) ([]byte, []byte) {
 	head, body := e.Message.fields(b)
-	return append(append(head, body...), "later"...), nil
+	head = append(head, body...)
+	if g, ok := e.Message.(grown); ok {
+		head = g.grow(head)
+	}
+	return append(head, "later"...), nil
 }
 
 // Sealed checks a frame's sum and length for the fuzzer, which would never guess them.

@@ -36,9 +36,13 @@ func appendFlag(b []byte, v bool) []byte {
 
 // reader takes fields off a payload's front; after the first mistake it yields zero values and keeps the mistake.
 type reader struct {
-	b   []byte
-	err error
+	b       []byte
+	version int // of the frame
+	err     error
 }
+
+// ended reports that no fields are left: the message was made by an older version.
+func (r *reader) ended() bool { return len(r.b) == 0 }
 
 func (r *reader) take(n int) []byte {
 	if r.err == nil && n > len(r.b) {

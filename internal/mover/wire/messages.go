@@ -42,23 +42,48 @@ var decoders = map[Type]func(*reader) Message{
 	TypeFailed:         func(r *reader) Message { return decodeFailed(r) },
 }
 
-// Member is one volume of a group, by the name both sides know it by.
+// Member is one volume of a group, by the name both sides know it by. A tree has no size.
 type Member struct {
 	Name string
 	Size int64
+	Kind Kind `json:"Kind,omitempty"`
 }
 
-// Hello opens a session: the source says which replication it serves, in which epoch, with which instant.
+// Kind is what a member is.
+type Kind uint8
+
+// The kinds of member.
+const (
+	KindBlocks Kind = 0
+	KindTree   Kind = 1
+)
+
+func (k Kind) String() string {
+	if k == KindTree {
+		return "tree"
+	}
+	return "blocks"
+}
+
+// Hello opens a session: the source says which replication it serves, in which epoch, with which instant, and what it
+// can do to find what changed.
 //
 //	+------------------+-------------+-----------+--------------+-----------+----------------------------+
 //	| replication text | epoch (u64) | point text| instant      | count u16 | count x (name text, size u64)|
 //	+------------------+-------------+-----------+--------------+-----------+----------------------------+
+//	| base text | allocated flag | verify flag | note text | count x (kind u8) |   since version 2
+//	+-----------+----------------+-------------+-----------+-------------------+
 type Hello struct {
 	Replication string
 	Epoch       uint64
 	Point       string
 	PointTime   time.Time
 	Members     []Member
+
+	Base      string // the point since which the source has a complete list of changes; empty: it has none
+	Allocated bool   // the source knows what was never written
+	Verify    bool   // both sides are to be read and compared, whatever they remember
+	Note      string // why the source offers no cheaper way, for people
 }
 
 func (Hello) Type() Type { return TypeHello }
@@ -76,6 +101,17 @@ func (m Hello) fields(b []byte) ([]byte, []byte) {
 	return b, nil
 }
 
+func (m Hello) grow(b []byte) []byte {
+	b = appendText(b, m.Base, MaxName)
+	b = appendFlag(b, m.Allocated)
+	b = appendFlag(b, m.Verify)
+	b = appendText(b, m.Note, MaxText)
+	for _, v := range m.Members {
+		b = append(b, byte(v.Kind))
+	}
+	return b
+}
+
 func decodeHello(r *reader) Message {
 	m := Hello{
 		Replication: r.text(MaxName, "replication"),
@@ -86,6 +122,15 @@ func decodeHello(r *reader) Message {
 	n := r.count(MaxVolumes, "volumes")
 	for range n {
 		m.Members = append(m.Members, Member{Name: r.text(MaxName, "volume name"), Size: r.bytesIn("size")})
+	}
+	if r.version < 2 || r.ended() {
+		return m
+	}
+	m.Base = r.text(MaxName, "base")
+	m.Allocated, m.Verify = r.flag(), r.flag()
+	m.Note = r.text(MaxText, "note")
+	for i := range m.Members {
+		m.Members[i].Kind = Kind(r.u8())
 	}
 	return m
 }
@@ -186,10 +231,12 @@ func decodePulse(r *reader) Message {
 // Tier is how a session finds what to send; the higher, the cheaper.
 type Tier uint8
 
-// The tiers. Numbers 3 and 4 are kept for allocated and cbt.
+// The tiers. Version 1 knows the first two.
 const (
-	TierFull   Tier = 1
-	TierDigest Tier = 2
+	TierFull      Tier = 1 // everything is read and sent
+	TierDigest    Tier = 2 // everything is read, and sent where digests differ
+	TierAllocated Tier = 3 // everything that was ever written is read and sent
+	TierCBT       Tier = 4 // what a list of changed blocks names is read and sent
 )
 
 func (t Tier) String() string {
@@ -198,9 +245,16 @@ func (t Tier) String() string {
 		return "full"
 	case TierDigest:
 		return "digest"
+	case TierAllocated:
+		return "allocated"
+	case TierCBT:
+		return "cbt"
 	}
 	return fmt.Sprintf("tier %d", uint8(t))
 }
+
+// Compares reports that the tier builds on what the target holds: full and allocated need nothing of it.
+func (t Tier) Compares() bool { return t == TierDigest || t == TierCBT }
 
 // Position is a place in a session's walk through a group: earlier volumes are behind it, earlier segments of this one
 // have ended, and this segment's records before Offset were taken. A segment whose last byte was taken has not ended
@@ -353,26 +407,42 @@ const (
 	CodecApart Codec = 255
 )
 
-// Data carries bytes of a volume: whole blocks, except at the volume's end. Digests are those of its blocks, before
-// compression; they prove the bytes from the source's read to the target's disk.
+// Data carries bytes of a volume, aligned to Grain except at the volume's end. Digests are those of the blocks it
+// touches, each of the block's whole content once the delta is applied, before compression: a block that lies wholly
+// in the record is proven by its digest from the source's read to the target's disk; the bytes of one that lies partly
+// in it are protected by the frame's checksum. More says that the next record goes on in this one's last block, whose
+// digest comes with the last record of that block. In version 1 a Data has whole blocks only.
 //
 //	+------------+----------+---------+------------+------------+---------+---------------+---------+
-//	| volume u16 | codec u8 | zero u8 | length u32 | offset u64 | digests | packed (u32)  | payload |
+//	| volume u16 | codec u8 | more u8 | length u32 | offset u64 | digests | packed (u32)  | payload |
 //	+------------+----------+---------+------------+------------+---------+---------------+---------+
 type Data struct {
 	Volume  int
 	Codec   Codec
+	More    bool
 	Offset  int64
 	Length  int
 	Digests []digest.Digest
 	Payload []byte
 }
 
+// WholeBlocks reports that the record begins and ends at block boundaries of a volume of this size.
+func (m Data) WholeBlocks(size int64) bool {
+	end := m.Offset + int64(m.Length)
+	return !m.More && m.Offset%digest.BlockSize == 0 && (end%digest.BlockSize == 0 || end == size)
+}
+
+// Touched is how many blocks the record lies in.
+func (m Data) Touched() int {
+	return int((m.Offset+int64(m.Length)-1)/digest.BlockSize-m.Offset/digest.BlockSize) + 1
+}
+
 func (Data) Type() Type { return TypeData }
 
 func (m Data) fields(b []byte) ([]byte, []byte) {
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Volume))
-	b = append(b, byte(m.Codec), 0)
+	b = append(b, byte(m.Codec))
+	b = appendFlag(b, m.More)
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Length))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Offset))
 	b = appendDigests(b, m.Digests)
@@ -381,8 +451,7 @@ func (m Data) fields(b []byte) ([]byte, []byte) {
 }
 
 func decodeData(r *reader) Message {
-	m := Data{Volume: r.volume(), Codec: Codec(r.u8())}
-	r.u8()
+	m := Data{Volume: r.volume(), Codec: Codec(r.u8()), More: r.flag() && r.version >= 2}
 	length := r.u32()
 	m.Offset = r.bytesIn("offset")
 	m.Digests = r.digests()
@@ -392,28 +461,40 @@ func decodeData(r *reader) Message {
 		return m
 	}
 	m.Length = int(min(length, MaxRecord+1))
-	r.err = m.check()
+	r.err = m.check(r.version)
 	return m
 }
 
 // check holds what must be true of a Data wherever it comes from.
-func (m Data) check() error {
-	blocks := (m.Length + digest.BlockSize - 1) / digest.BlockSize
+func (m Data) check(version int) error {
+	grain := int64(Grain)
+	if version < 2 {
+		grain = digest.BlockSize
+	}
 	switch {
 	case m.Length == 0 || m.Length > MaxRecord:
 		return fmt.Errorf("record of %d bytes, 1 to %d are allowed", m.Length, MaxRecord)
-	case m.Offset%digest.BlockSize != 0:
-		return fmt.Errorf("offset %d is no block's beginning", m.Offset)
+	case m.Offset%grain != 0:
+		return fmt.Errorf("offset %d is no multiple of %d", m.Offset, grain)
 	case m.Offset+int64(m.Length) > MaxVolumeSize:
 		return fmt.Errorf("offset %d is beyond the largest volume", m.Offset)
-	case len(m.Digests) != blocks:
-		return fmt.Errorf("%d digests for %d blocks", len(m.Digests), blocks)
+	case m.Offset/digest.SegmentSize != (m.Offset+int64(m.Length)-1)/digest.SegmentSize:
+		return fmt.Errorf("a record from %d of %d bytes lies in two segments", m.Offset, m.Length)
+	case len(m.Digests) != m.Touched()-more(m.More):
+		return fmt.Errorf("%d digests for %d blocks", len(m.Digests), m.Touched()-more(m.More))
 	case m.Codec == CodecNone && len(m.Payload) != m.Length:
 		return fmt.Errorf("%d bytes carried for a record of %d", len(m.Payload), m.Length)
 	case m.Codec == CodecApart && len(m.Payload) != 0:
 		return fmt.Errorf("%d bytes carried by a record whose bytes are elsewhere", len(m.Payload))
 	}
 	return nil
+}
+
+func more(m bool) int {
+	if m {
+		return 1
+	}
+	return 0
 }
 
 // End is the position behind the record.

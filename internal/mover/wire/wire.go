@@ -14,13 +14,16 @@ import (
 )
 
 const (
-	// Version is the protocol this package speaks.
-	Version = 1
+	// Version is the protocol this package speaks. Version 2 has records finer than a block, change lists and
+	// verification; see Hello and Data.
+	Version = 2
 	// Oldest is the lowest protocol of a peer it still understands.
 	Oldest = 1
 
 	// HeaderSize is the length of a frame's header in bytes.
 	HeaderSize = 16
+	// Grain is the alignment of records in bytes, except for a volume's end. In version 1 it is a whole block.
+	Grain = 4096
 	// MaxPayload bounds a frame's payload in bytes: a whole record that would not compress, its digests and fields.
 	MaxPayload = MaxRecord + 64<<10
 	// MaxRecord bounds the volume bytes one Data record carries, before compression.
@@ -134,7 +137,7 @@ func Parse(h Header, payload []byte) (Message, error) {
 	if !known {
 		return nil, fmt.Errorf("%w: unknown type %d", ErrCorrupt, h.Type)
 	}
-	r := reader{b: payload}
+	r := reader{b: payload, version: int(h.Version)}
 	m := decode(&r)
 	if r.err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, h.Type, r.err)
@@ -155,14 +158,26 @@ func Decode(b []byte) (Message, int, error) {
 	return m, HeaderSize + h.Length, err
 }
 
-// Encode appends a frame to dst, except for the bytes a Data carries, which are returned as body, uncopied: the frame
-// is head followed by body. It panics on a message beyond the limits, which is a mistake of the caller.
-func Encode(dst []byte, m Message) (head, body []byte) {
+// grown is a message that has more fields since version 2; they stand behind those of version 1.
+type grown interface {
+	grow(b []byte) []byte
+}
+
+// Encode appends a frame of this package's Version to dst; see EncodeAs.
+func Encode(dst []byte, m Message) (head, body []byte) { return EncodeAs(dst, m, Version) }
+
+// EncodeAs appends a frame of a version both sides understand to dst, except for the bytes a Data carries, which are
+// returned as body, uncopied: the frame is head followed by body. It panics on a message beyond the limits or the
+// version, which is a mistake of the caller.
+func EncodeAs(dst []byte, m Message, version int) (head, body []byte) {
 	start := len(dst)
 	dst = append(dst, frameMagic...)
-	dst = append(dst, Version, byte(m.Type()), 0, 0)
+	dst = append(dst, byte(version), byte(m.Type()), 0, 0)
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
 	dst, body = m.fields(dst)
+	if g, ok := m.(grown); ok && version >= 2 {
+		dst = g.grow(dst)
+	}
 	length := len(dst) - start - HeaderSize + len(body)
 	if length > MaxPayload {
 		panic(fmt.Sprintf("wire: %s of %d bytes", m.Type(), length))

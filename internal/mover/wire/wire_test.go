@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"flag"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -53,32 +55,73 @@ var samples = map[string]wire.Message{
 	"failed":     wire.Failed{Kind: wire.FailedSpace, Text: "no space left"},
 }
 
-// The bytes of version 1 never change: a peer and a spool of an older software hold them.
+// fine is what version 2 has and version 1 has not.
+var fine = map[string]wire.Message{
+	"hello-offers": wire.Hello{
+		Replication: "shop/pg", Epoch: 7, Point: "p2", PointTime: time.Date(2026, 3, 1, 12, 0, 0, 5, time.UTC),
+		Members: []wire.Member{{Name: "data", Size: 3<<30 + 512}, {Name: "files", Kind: wire.KindTree}},
+		Base:    "p1", Allocated: true, Verify: true, Note: "the driver has no list",
+	},
+	"welcome-cbt": wire.Welcome{Tier: wire.TierCBT, Window: 1 << 20, Reason: "listed", Lookahead: 4},
+	"data-more": wire.Data{
+		Volume: 1, Codec: wire.CodecZstd, More: true, Offset: 64<<20 + 4096, Length: 65536,
+		Digests: []digest.Digest{d(9)}, Payload: []byte("packed"),
+	},
+	"data-part": wire.Data{Offset: 8192, Length: 4, Digests: []digest.Digest{d(9)}, Payload: []byte("abcd")},
+}
+
+// The bytes of a version never change: a peer and a spool of an older software hold them.
 func TestFramesAreTheGoldenOnes(t *testing.T) {
-	for name, m := range samples {
-		path := filepath.Join("testdata", "v1-"+name+".hex")
-		frame := wire.Append(nil, m)
-		if *update {
-			if err := os.WriteFile(path, []byte(hex.Dump(frame)), 0o644); err != nil {
+	for version := wire.Oldest; version <= wire.Version; version++ {
+		for name, m := range samplesOf(version) {
+			path := filepath.Join("testdata", fmt.Sprintf("v%d-%s.hex", version, name))
+			head, body := wire.EncodeAs(nil, m, version)
+			frame := append(head, body...)
+			if *update && version == wire.Version {
+				if err := os.WriteFile(path, []byte(hex.Dump(frame)), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
 				t.Fatal(err)
 			}
-		}
-		want, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := hex.Dump(frame); got != string(want) {
-			t.Errorf("%s is encoded as\n%sinstead of\n%s", name, got, want)
-		}
-		back, n, err := wire.Decode(frame)
-		if err != nil || n != len(frame) || !reflect.DeepEqual(back, m) {
-			t.Errorf("%s comes back as %+v (%d of %d bytes), %v", name, back, n, len(frame), err)
+			if got := hex.Dump(frame); got != string(want) {
+				t.Errorf("%s of version %d is encoded as\n%sinstead of\n%s", name, version, got, want)
+			}
+			back, n, err := wire.Decode(frame)
+			if err != nil || n != len(frame) || !reflect.DeepEqual(back, m) {
+				t.Errorf("%s of version %d comes back as %+v (%d of %d bytes), %v", name, version, back, n, len(frame), err)
+			}
 		}
 	}
 }
 
+func samplesOf(version int) map[string]wire.Message {
+	out := maps.Clone(samples)
+	if version >= 2 {
+		maps.Copy(out, fine)
+	}
+	return out
+}
+
+// What version 1 does not know never reaches a peer or comes from one that speaks it.
+func TestVersion1HasWholeBlocksOnly(t *testing.T) {
+	for _, name := range []string{"data-more", "data-part"} {
+		head, body := wire.EncodeAs(nil, fine[name], 1)
+		if _, _, err := wire.Decode(append(head, body...)); !errors.Is(err, wire.ErrCorrupt) {
+			t.Errorf("%s in a frame of version 1: %v", name, err)
+		}
+	}
+	head, _ := wire.EncodeAs(nil, fine["hello-offers"], 1)
+	back, _, err := wire.Decode(head)
+	if hello := back.(wire.Hello); err != nil || hello.Base != "" || hello.Verify || hello.Allocated {
+		t.Errorf("a Hello of version 1 offers %+v, %v", back, err)
+	}
+}
+
 func TestEveryFlippedBitIsNoticed(t *testing.T) {
-	for name, m := range samples {
+	for name, m := range samplesOf(wire.Version) {
 		frame := wire.Append(nil, m)
 		for i := range frame {
 			for bit := range 8 {
@@ -94,7 +137,7 @@ func TestEveryFlippedBitIsNoticed(t *testing.T) {
 }
 
 func TestAFrameCutShortIsNoFrame(t *testing.T) {
-	for name, m := range samples {
+	for name, m := range samplesOf(wire.Version) {
 		frame := wire.Append(nil, m)
 		for n := range frame {
 			if _, _, err := wire.Decode(frame[:n]); !errors.Is(err, wire.ErrShort) {
@@ -106,7 +149,7 @@ func TestAFrameCutShortIsNoFrame(t *testing.T) {
 
 // A later version may add fields behind the known ones.
 func TestUnknownTrailingBytesAreIgnored(t *testing.T) {
-	for name, m := range samples {
+	for name, m := range samplesOf(wire.Version) {
 		frame := wire.Append(nil, wire.Extended{Message: m})
 		back, _, err := wire.Decode(frame)
 		if err != nil || !reflect.DeepEqual(back, m) {
@@ -120,7 +163,8 @@ func TestLimitsHold(t *testing.T) {
 	for name, m := range map[string]wire.Message{
 		"record too long":       wire.Data{Length: wire.MaxRecord + 1, Digests: blocks(17), Codec: wire.CodecZstd},
 		"record empty":          wire.Data{},
-		"offset inside a block": wire.Data{Offset: 1, Length: 1, Digests: blocks(1), Payload: []byte("x")},
+		"offset inside a grain": wire.Data{Offset: 1, Length: 1, Digests: blocks(1), Payload: []byte("x")},
+		"in two segments":       wire.Data{Offset: digest.SegmentSize - 4096, Length: 8192, Digests: blocks(2), Codec: wire.CodecZstd},
 		"digests missing":       wire.Data{Length: 65537, Digests: blocks(1), Codec: wire.CodecZstd},
 		"bytes missing":         wire.Data{Length: 2, Digests: blocks(1), Payload: []byte("x")},
 		"beyond any volume":     wire.Hole{Offset: wire.MaxVolumeSize, Length: 65536},
@@ -144,7 +188,7 @@ func TestTextsAreCutToTheirLimit(t *testing.T) {
 
 func TestBanners(t *testing.T) {
 	own := wire.OwnBanner("v1.2.3", "source")
-	if got := own.String(); got != "lifeboat-mover protocol=1 oldest=1 software=v1.2.3 role=source" {
+	if got := own.String(); got != "lifeboat-mover protocol=2 oldest=1 software=v1.2.3 role=source" {
 		t.Errorf("banner is %q", got)
 	}
 	back, err := wire.ParseBanner(own.String() + " colour=green")
