@@ -31,7 +31,7 @@ const (
 	sidecarsImage = "lifeboat-clusters/csi-sidecars:dev"
 )
 
-var sidecars = []string{"csi-provisioner", "csi-resizer", "csi-snapshotter", "snapshot-controller"}
+var sidecars = []string{"csi-provisioner", "csi-resizer", "csi-snapshot-metadata", "csi-snapshotter", "snapshot-controller"}
 
 // Build is where the built things are.
 type Build struct {
@@ -64,7 +64,7 @@ func (e *Env) Build(ctx context.Context) (*Build, error) {
 		return nil, fmt.Errorf("run go: %w", withOutput(err))
 	}
 	stamp := strings.TrimSpace(string(goVersion)) + " " + runtime.GOARCH + " " + strings.Join(goEnvironment, " ")
-	kube, err := e.cached(ctx, "kube", stamp+versionFlags()+patchFrom+patchTo, []string{filepath.Join(source, "kube")}, func(dir string) error {
+	kube, err := e.cached(ctx, "kube", stamp+versionFlags()+fmt.Sprint(changes), []string{filepath.Join(source, "kube")}, func(dir string) error {
 		return e.buildKube(ctx, filepath.Join(source, "kube"), dir)
 	})
 	if err != nil {
@@ -172,12 +172,15 @@ const (
 	provisioner = "github.com/kubernetes-csi/external-provisioner/v6"
 	snapshotter = "github.com/kubernetes-csi/external-snapshotter/v8"
 	resizer     = "github.com/kubernetes-csi/external-resizer/v2"
-	crds        = "github.com/kubernetes-csi/external-snapshotter/client/v8"
+	metadata    = "github.com/kubernetes-csi/external-snapshot-metadata"
 )
+
+// kindModules have the kinds that the sidecars serve, under config/crd.
+var kindModules = []string{"github.com/kubernetes-csi/external-snapshotter/client/v8", metadata + "/client"}
 
 func (e *Env) buildKube(ctx context.Context, source, dir string) error {
 	e.config.Progress("building Kubernetes %s, etcd and the CSI sidecars: the first time takes 6 to 10 minutes on 2 cores", KubernetesVersion)
-	modules, err := moduleDirs(ctx, source, provisioner, snapshotter, crds)
+	modules, err := moduleDirs(ctx, source, append([]string{provisioner, snapshotter, metadata}, kindModules...)...)
 	if err != nil {
 		return err
 	}
@@ -185,62 +188,80 @@ func (e *Env) buildKube(ctx context.Context, source, dir string) error {
 		snapshotter+"/cmd/csi-snapshotter", snapshotter+"/cmd/snapshot-controller"); err != nil {
 		return err
 	}
-	if err := e.buildProvisioner(ctx, source, modules[provisioner], dir); err != nil {
+	if err := e.buildChanged(ctx, source, modules, dir, provisioner+"/cmd/csi-provisioner", metadata+"/cmd/csi-snapshot-metadata"); err != nil {
 		return err
 	}
 	if err := os.Symlink("kube", filepath.Join(dir, "kubectl")); err != nil {
 		return err
 	}
-	if err := copyFiles(filepath.Join(modules[crds], "config/crd", "*storage.k8s.io_*.yaml"), filepath.Join(dir, "crds")); err != nil {
-		return err
+	for _, module := range kindModules {
+		if err := copyFiles(filepath.Join(modules[module], "config/crd", "*storage.k8s.io_*.yaml"), filepath.Join(dir, "crds")); err != nil {
+			return err
+		}
 	}
 	return copyFiles(filepath.Join(modules[snapshotter], "deploy/kubernetes/snapshot-controller/rbac-*.yaml"), filepath.Join(dir, "rbac"))
 }
 
-// external-provisioner v6.3.0 still knows an older form of CSIStorageCapacity, for servers of old, through a type that
-// client-go v0.37 extended; the one line that uses it does not compile any more and would never run here. Its successor
-// v6.4.0 needs a library that the module proxy does not serve.
-const (
-	patchFrom = "cInformer = capacity.NewV1beta1InformerBridge(factoryForNamespace.Storage().V1beta1().CSIStorageCapacities())"
-	patchTo   = `klog.Fatal("this build speaks only version v1 of CSIStorageCapacity")`
-)
+// change is a line of a module that does not compile at the one version, and what stands there instead. With an empty line the
+// whole file is left out.
+type change struct{ module, file, from, to string }
 
-// buildProvisioner builds csi-provisioner from a copy of its module with the one line changed.
-func (e *Env) buildProvisioner(ctx context.Context, source, module, dir string) error {
-	scratch := filepath.Join(e.config.Cache, "provisioner.half")
+var changes = []change{
+	// external-provisioner v6.3.0 still knows an older form of CSIStorageCapacity, for servers of old, through a type that
+	// client-go v0.37 extended; the one line that uses it does not compile any more and would never run here. Its successor
+	// v6.4.0 needs a library that the module proxy does not serve.
+	{provisioner, "cmd/csi-provisioner/csi-provisioner.go",
+		"cInformer = capacity.NewV1beta1InformerBridge(factoryForNamespace.Storage().V1beta1().CSIStorageCapacities())",
+		`klog.Fatal("this build speaks only version v1 of CSIStorageCapacity")`},
+	// external-snapshot-metadata v1.1.0 compiles what its own tests stand on into the program; that wants an older csi-test
+	// than the CSI version of the other sidecars allows.
+	{module: metadata, file: "pkg/internal/runtime/test_harness.go"},
+}
+
+// buildChanged builds packages from copies of their modules with the changes made.
+func (e *Env) buildChanged(ctx context.Context, source string, modules map[string]string, dir string, packages ...string) error {
+	scratch := filepath.Join(e.config.Cache, "changed.half")
 	if err := os.RemoveAll(scratch); err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(scratch) }()
-	if err := os.CopyFS(filepath.Join(scratch, "module"), os.DirFS(module)); err != nil {
-		return err
-	}
-	main := filepath.Join(scratch, "module/cmd/csi-provisioner/csi-provisioner.go")
-	text, err := os.ReadFile(main)
-	if err != nil {
-		return err
-	}
-	if n := strings.Count(string(text), patchFrom); n != 1 {
-		return fmt.Errorf("%s: the line to change occurs %d times; the version in kube/go.mod has changed: see whether the change is still needed", provisioner, n)
-	}
-	if err := os.Remove(main); err != nil { // the module cache's files are read-only, and so are their copies
-		return err
-	}
-	if err := os.WriteFile(main, []byte(strings.Replace(string(text), patchFrom, patchTo, 1)), 0o644); err != nil {
-		return err
-	}
 	mod, err := os.ReadFile(filepath.Join(source, "go.mod"))
 	if err != nil {
 		return err
 	}
-	mod = append(mod, fmt.Sprintf("\nreplace %s => %s\n", provisioner, filepath.Join(scratch, "module"))...)
+	for i, c := range changes {
+		dir := filepath.Join(scratch, fmt.Sprintf("module%d", i))
+		if err := os.CopyFS(dir, os.DirFS(modules[c.module])); err != nil {
+			return err
+		}
+		if err := c.apply(dir); err != nil {
+			return err
+		}
+		mod = append(mod, fmt.Sprintf("\nreplace %s => %s\n", c.module, dir)...)
+	}
 	if err := os.WriteFile(filepath.Join(scratch, "go.mod"), mod, 0o644); err != nil {
 		return err
 	}
 	if err := copyFiles(filepath.Join(source, "go.sum"), scratch); err != nil {
 		return err
 	}
-	return e.goBuild(ctx, source, dir, "-modfile="+filepath.Join(scratch, "go.mod"), "-ldflags=-s -w", provisioner+"/cmd/csi-provisioner")
+	return e.goBuild(ctx, source, dir, append([]string{"-modfile=" + filepath.Join(scratch, "go.mod"), "-ldflags=-s -w"}, packages...)...)
+}
+
+func (c change) apply(dir string) error {
+	path := filepath.Join(dir, c.file)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("%s: the file to change is not there; the version in kube/go.mod has changed: see whether the change is still needed: %w", c.module, err)
+	}
+	// The module cache's files are read-only, and so are their copies.
+	if err := os.Remove(path); err != nil || c.from == "" {
+		return err
+	}
+	if n := strings.Count(string(text), c.from); n != 1 {
+		return fmt.Errorf("%s: the line to change occurs %d times; the version in kube/go.mod has changed: see whether the change is still needed", c.module, n)
+	}
+	return os.WriteFile(path, []byte(strings.Replace(string(text), c.from, c.to, 1)), 0o644)
 }
 
 func moduleDirs(ctx context.Context, source string, paths ...string) (map[string]string, error) {
