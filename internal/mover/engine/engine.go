@@ -136,7 +136,7 @@ func (c SourceConfig) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, &transport.Lost{During: "connect to the peer's gateway " + c.Address, Err: err}
 	}
-	conn := tls.Client(transport.Limit(transport.Patient(raw, 0), c.BandwidthLimit), conf)
+	conn := tls.Client(transport.Gather(transport.Limit(transport.Patient(raw, 0), c.BandwidthLimit)), conf)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		err = transport.Distrusted(err, c.PeerIdentity)
@@ -243,7 +243,7 @@ func (t *Target) Serve(ctx context.Context, l net.Listener, conf *tls.Config) {
 }
 
 func (t *Target) greet(ctx context.Context, raw net.Conn, conf *tls.Config) error {
-	conn := tls.Server(transport.Patient(raw, 0), conf)
+	conn := tls.Server(transport.Gather(transport.Patient(raw, 0)), conf)
 	hs, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	err := conn.HandshakeContext(hs)

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -26,20 +27,25 @@ func (l *Lost) Unwrap() error { return l.Err }
 // Stream carries messages over a connection. One goroutine may receive while another sends.
 type Stream struct {
 	conn    net.Conn
+	version int // that both sides speak
 	in      *bufio.Reader
 	out     *bufio.Writer
 	scratch []byte
+	beneath *gathering // nil: there is none
 }
 
 // NewStream begins with the banners: it sends its own and reads the peer's. How long the peer may be silent is up to
 // the connection, see Patient.
 func NewStream(conn net.Conn, own wire.Banner) (*Stream, error) {
-	s := &Stream{conn: conn, in: bufio.NewReaderSize(conn, 256<<10), out: bufio.NewWriterSize(conn, 64<<10)}
+	s := &Stream{conn: conn, in: bufio.NewReaderSize(conn, 256<<10), out: bufio.NewWriterSize(conn, 64<<10), beneath: gatheringBeneath(conn)}
+	if s.beneath != nil {
+		s.beneath.gather()
+	}
 	// Both sides speak first, at once: sending must not wait for the other's line.
 	sent := make(chan error, 1)
 	go func() {
 		_, err := io.WriteString(conn, own.String()+"\n")
-		sent <- err
+		sent <- errors.Join(err, s.push())
 	}()
 	peer, err := s.readBanner()
 	if err != nil {
@@ -48,7 +54,7 @@ func NewStream(conn net.Conn, own wire.Banner) (*Stream, error) {
 	if err := <-sent; err != nil {
 		return nil, &Lost{During: "send banner", Err: err}
 	}
-	if _, err := wire.Agree(own, peer); err != nil {
+	if s.version, err = wire.Agree(own, peer); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -73,6 +79,17 @@ func (s *Stream) readBanner() (wire.Banner, error) {
 	return wire.Banner{}, &Lost{During: "read banner", Err: fmt.Errorf("%w: the line is too long", wire.ErrCorrupt)}
 }
 
+// Version is the protocol both sides speak.
+func (s *Stream) Version() int { return s.version }
+
+// push sends what a connection beneath has gathered.
+func (s *Stream) push() error {
+	if s.beneath == nil {
+		return nil
+	}
+	return s.beneath.Flush()
+}
+
 // Close ends the connection; both a Send and a Receive under way fail.
 func (s *Stream) Close() error { return s.conn.Close() }
 
@@ -82,11 +99,12 @@ func (s *Stream) EndWrite() {
 	if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
 		_ = c.CloseWrite()
 	}
+	_ = s.push()
 }
 
 // Send writes a message; Flush sees it off. It returns how many bytes of the connection the message takes.
 func (s *Stream) Send(m wire.Message) (int, error) {
-	head, body := wire.Encode(s.scratch[:0], m)
+	head, body := wire.EncodeAs(s.scratch[:0], m, s.version)
 	s.scratch = head
 	if _, err := s.out.Write(head); err != nil {
 		return 0, &Lost{During: "send", Err: err}
@@ -101,14 +119,14 @@ func (s *Stream) Send(m wire.Message) (int, error) {
 
 // Flush sends what is buffered.
 func (s *Stream) Flush() error {
-	if err := s.out.Flush(); err != nil {
+	if err := errors.Join(s.out.Flush(), s.push()); err != nil {
 		return &Lost{During: "send", Err: err}
 	}
 	return nil
 }
 
-// Frame is a received message and the memory a Data's payload lies in. Release gives the memory back; the message's
-// payload must not be used after it.
+// Frame is a received message and the memory its payload lies in. Release gives the memory back; what the message
+// carries uncopied must not be used after it.
 type Frame struct {
 	Message wire.Message
 	Wire    int // bytes it took on the connection
@@ -123,33 +141,49 @@ func (f *Frame) Release() {
 	}
 }
 
-var payloads = sync.Pool{New: func() any { b := volume.Buffer(wire.MaxPayload); return &b }}
+var payloads = sync.Pool{New: func() any { b := volume.Buffer(wire.MaxPayload + volume.Align); return &b }}
 
-// Receive reads the next message.
+// pooledFrom is from what size on a payload lies in memory that is used again.
+const pooledFrom = 32 << 10
+
+// Receive reads the next message. What a Data carries begins at volume.Align, so that it can go to a disk as it is.
 func (s *Stream) Receive() (Frame, error) {
-	var head [wire.HeaderSize]byte
-	if _, err := io.ReadFull(s.in, head[:]); err != nil {
-		return Frame{}, &Lost{During: "receive", Err: err}
-	}
-	h, err := wire.ParseHeader(head[:])
+	f, err := s.receive()
 	if err != nil {
-		return Frame{}, &Lost{During: "receive", Err: err}
-	}
-	f := Frame{Wire: wire.HeaderSize + h.Length}
-	var payload []byte
-	if h.Type == wire.TypeData {
-		f.memory = payloads.Get().(*[]byte)
-		payload = (*f.memory)[:h.Length]
-	} else {
-		payload = make([]byte, h.Length)
-	}
-	if _, err := io.ReadFull(s.in, payload); err != nil {
-		f.Release()
-		return Frame{}, &Lost{During: "receive", Err: err}
-	}
-	if f.Message, err = wire.Parse(h, payload); err != nil {
 		f.Release()
 		return Frame{}, &Lost{During: "receive", Err: err}
 	}
 	return f, nil
+}
+
+func (s *Stream) receive() (Frame, error) {
+	var head [wire.HeaderSize]byte
+	if _, err := io.ReadFull(s.in, head[:]); err != nil {
+		return Frame{}, err
+	}
+	h, err := wire.ParseHeader(head[:])
+	if err != nil {
+		return Frame{}, err
+	}
+	f := Frame{Wire: wire.HeaderSize + h.Length}
+	var payload []byte
+	if h.Length < pooledFrom {
+		payload = make([]byte, h.Length)
+	} else {
+		front, err := s.in.Peek(wire.DataFront)
+		if err != nil {
+			return f, err
+		}
+		f.memory = payloads.Get().(*[]byte)
+		skip := 0
+		if h.Type == wire.TypeData {
+			skip = (volume.Align - wire.CarriedAt(front)%volume.Align) % volume.Align
+		}
+		payload = (*f.memory)[skip : skip+h.Length]
+	}
+	if _, err := io.ReadFull(s.in, payload); err != nil {
+		return f, err
+	}
+	f.Message, err = wire.Parse(h, payload)
+	return f, err
 }

@@ -450,6 +450,15 @@ func (m Data) fields(b []byte) ([]byte, []byte) {
 	return b, m.Payload
 }
 
+// DataFront is how many bytes of a Data's payload tell where the bytes it carries begin, see CarriedAt.
+const DataFront = 18
+
+// CarriedAt is where, in the payload of a Data that begins with front, the bytes it carries begin. It trusts nothing:
+// any front gives a number, which is bounded by what a count of digests can be.
+func CarriedAt(front []byte) int {
+	return DataFront + int(binary.LittleEndian.Uint16(front[16:]))*digest.Size + 4
+}
+
 func decodeData(r *reader) Message {
 	m := Data{Volume: r.volume(), Codec: Codec(r.u8()), More: r.flag() && r.version >= 2}
 	length := r.u32()
