@@ -131,6 +131,10 @@ const (
 	TierFull Tier = "full"
 	// TierDigest compared block digests with the target's digest map.
 	TierDigest Tier = "digest"
+	// TierAllocated sent what was ever written, without reading the rest.
+	TierAllocated Tier = "allocated"
+	// TierCBT read only what the storage lists as changed since the point the target has.
+	TierCBT Tier = "cbt"
 )
 
 // RecoveryPoint is what a session committed on the target: all volumes of the group at one instant.

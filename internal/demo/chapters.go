@@ -3,6 +3,7 @@ package demo
 import (
 	"context"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -130,8 +131,8 @@ func (s *Story) noteSessions(c Cluster, r *v1alpha1.Replication, what string) in
 			row.Lag = report.FinishedAt.Sub(l.RecoveryPoint.Time.Time)
 		}
 		s.Figures.Sessions = append(s.Figures.Sessions, row)
-		s.say("session %s: %s, %s in %.1f s, %s changed, %s sent", report.Point, report.Result, report.Tier,
-			report.FinishedAt.Sub(report.StartedAt.Time).Seconds(), mib(report.BytesChanged), mib(report.BytesSent))
+		s.say("session %s: %s, %s in %.1f s, %s read, %s changed, %s sent", report.Point, report.Result, report.Tier,
+			report.FinishedAt.Sub(report.StartedAt.Time).Seconds(), mib(report.BytesRead), mib(report.BytesChanged), mib(report.BytesSent))
 	}
 	return committed
 }
@@ -319,6 +320,7 @@ func (f *Figures) Print(o Options) {
 			p.FinishedAt.Sub(p.StartedAt.Time).Seconds(), measured(r.Lag, "%.1f s"))
 	}
 	_ = w.Flush()
+	f.explain(o.Out)
 	fmt.Fprintf(o.Out, "\nmoved %s -> %s in %s, down %s; home in %s, down %s\n\n", o.Home.Name, o.Away.Name,
 		measured(f.MigrateTime, "%.1f s"), measured(f.DowntimeMigrate, "%.1f s"), measured(f.HomeTime, "%.1f s"), measured(f.DowntimeHome, "%.1f s"))
 	for _, figure := range []struct {
@@ -329,6 +331,7 @@ func (f *Figures) Print(o Options) {
 		{"lost_commits", f.lost()},
 		{"first_sync_s", measured(f.FirstSync, "%.2f")},
 		{"sessions", len(f.Sessions)},
+		{"sessions_by_change_list", f.byTier(v1alpha1.TierCBT)},
 		{"migrate_s", measured(f.MigrateTime, "%.2f")},
 		{"home_s", measured(f.HomeTime, "%.2f")},
 		{"downtime_migrate_s", measured(f.DowntimeMigrate, "%.2f")},
@@ -336,6 +339,33 @@ func (f *Figures) Print(o Options) {
 	} {
 		fmt.Fprintf(o.Out, "figure %s %v\n", figure.name, figure.value)
 	}
+}
+
+// explain tells of each way the changes were found why it was not a cheaper one, once for each reason.
+func (f *Figures) explain(out io.Writer) {
+	told := map[string]bool{}
+	for _, r := range f.Sessions {
+		why := fmt.Sprintf("%s: %s", r.Report.Tier, r.Report.TierReason)
+		if r.Report.TierReason == "" || told[why] {
+			continue
+		}
+		if len(told) == 0 {
+			fmt.Fprintln(out)
+		}
+		told[why] = true
+		fmt.Fprintln(out, why)
+	}
+}
+
+// byTier counts the committed sessions of a tier.
+func (f *Figures) byTier(tier v1alpha1.Tier) int {
+	n := 0
+	for _, r := range f.Sessions {
+		if r.Report.Tier == tier && r.Report.Result == "Committed" {
+			n++
+		}
+	}
+	return n
 }
 
 // lost is how many commits are missing, or that nobody has looked: a story that ended early has no figure to show.

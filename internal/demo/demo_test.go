@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
 )
 
 func TestALogSaysWhichCommitsWereAcknowledged(t *testing.T) {
@@ -59,5 +61,19 @@ func TestWhatWasNotMeasuredHasNoFigure(t *testing.T) {
 	(&Figures{Checked: true}).Print(Options{Out: &out})
 	if !strings.Contains(out.String(), "figure lost_commits 0\n") {
 		t.Errorf("checked, and no figure:\n%s", out.String())
+	}
+}
+
+func TestTheTableTellsHowChangesWereFoundAndWhy(t *testing.T) {
+	row := func(point string, tier v1alpha1.Tier, why string, read int64) SessionRow {
+		return SessionRow{From: "east", What: "scheduled", Report: v1alpha1.SessionReport{Point: point, Result: "Committed", Tier: tier, TierReason: why, BytesRead: read}}
+	}
+	var out bytes.Buffer
+	(&Figures{Sessions: []SessionRow{row("p1", v1alpha1.TierDigest, "no list", 1<<30), row("p2", v1alpha1.TierCBT, "a list", 1<<20), row("p3", v1alpha1.TierDigest, "no list", 1<<30)}}).Print(Options{Out: &out})
+	text := strings.Join(strings.Fields(out.String()), " ")
+	for _, want := range []string{"p1 east scheduled digest 1024.0 MiB", "p2 east scheduled cbt 1.0 MiB", "digest: no list cbt: a list moved", "figure sessions_by_change_list 1"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in:\n%s", want, out.String())
+		}
 	}
 }
