@@ -73,7 +73,11 @@ func IsZero(p []byte) bool {
 
 // Blocks digests p block by block. p begins at a block boundary; its last block may be short.
 func Blocks(p []byte) []Digest {
-	out := make([]Digest, 0, (len(p)+BlockSize-1)/BlockSize)
+	return AppendBlocks(make([]Digest, 0, (len(p)+BlockSize-1)/BlockSize), p)
+}
+
+// AppendBlocks appends the digests of p's blocks to out.
+func AppendBlocks(out []Digest, p []byte) []Digest {
 	for len(p) > 0 {
 		n := min(BlockSize, len(p))
 		out = append(out, Block(p[:n]))

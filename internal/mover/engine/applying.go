@@ -51,10 +51,9 @@ func (t *Target) redo(ctx context.Context) error {
 // after a crash at any point gives the same: that is why nothing of it is recorded before all of it is durable.
 func (t *Target) apply(ctx context.Context) error {
 	d := t.spool.State().Delta
-	a := &application{target: t, delta: d}
-	memory := rawBuffers.Get().(*[]byte)
-	defer rawBuffers.Put(memory)
-	a.buf = *memory
+	a := &application{target: t, delta: d, slots: make(chan struct{}, writesAtOnce)}
+	// Nothing writes to a replica any more when this returns.
+	defer a.writes.Wait()
 	var err error
 	if a.index, err = t.indexes(d.Members); err != nil {
 		return err
@@ -67,7 +66,8 @@ func (t *Target) apply(ctx context.Context) error {
 		}
 		return a.record(m)
 	})
-	if err != nil {
+	a.writes.Wait()
+	if err := errors.Join(err, a.failed()); err != nil {
 		return err
 	}
 	for _, v := range a.index {
@@ -101,9 +101,63 @@ type application struct {
 	delta  *spool.Delta
 	index  []int // volumes of the delta -> of the target
 	maps   maps  // by volume of the delta
-	buf    []byte
-	dirty  bool // the segment at hand has records
+	dirty  bool  // the segment at hand has records
 	done   int64
+
+	// Records never overlap: they are written side by side.
+	slots  chan struct{}
+	writes sync.WaitGroup
+	mu     sync.Mutex
+	err    error
+}
+
+// failed is the first error of a write.
+func (a *application) failed() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.err
+}
+
+// put brings a record onto its replica. What its payload lies in belongs to the log's reader, which goes on.
+func (a *application) put(m wire.Message, v int) error {
+	if err := a.failed(); err != nil {
+		return err
+	}
+	packed := rawBuffers.Get().(*[]byte)
+	d, isData := m.(wire.Data)
+	if isData {
+		if len(d.Payload) > len(*packed) {
+			rawBuffers.Put(packed)
+			return &session.Integrity{What: fmt.Sprintf("record of volume %d at %d: it is longer than any record", d.Volume, d.Offset)}
+		}
+		d.Payload = (*packed)[:copy(*packed, d.Payload)]
+	}
+	a.slots <- struct{}{}
+	a.writes.Go(func() {
+		defer func() { <-a.slots }()
+		defer rawBuffers.Put(packed)
+		if err := a.write(m, d, isData, v); err != nil {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if a.err == nil {
+				a.err = err
+			}
+		}
+	})
+	return nil
+}
+
+func (a *application) write(m wire.Message, d wire.Data, isData bool, v int) error {
+	if !isData {
+		return a.target.put(v, m, nil)
+	}
+	memory := rawBuffers.Get().(*[]byte)
+	defer rawBuffers.Put(memory)
+	raw, err := a.target.check.unpack(d, a.delta.Members[d.Volume].Size, *memory)
+	if err != nil {
+		return err
+	}
+	return a.target.put(v, d, raw)
 }
 
 func (a *application) record(m wire.Message) error {
@@ -111,22 +165,16 @@ func (a *application) record(m wire.Message) error {
 	switch m := m.(type) {
 	case wire.Data:
 		if !a.delta.Direct {
-			raw, err := t.check.unpack(m, a.buf)
-			if err != nil {
+			if err := a.put(m, a.index[m.Volume]); err != nil {
 				return err
-			}
-			v := a.index[m.Volume]
-			if _, err := t.parts.Volumes[v].WriteAt(raw, m.Offset); err != nil {
-				return t.volumeError(v, err)
 			}
 		}
 		a.maps.update(m.Volume, m.Offset, m.Digests)
 		a.dirty = true
 	case wire.Hole:
 		if !a.delta.Direct {
-			v := a.index[m.Volume]
-			if err := t.parts.Volumes[v].Zero(m.Offset, m.Length); err != nil {
-				return t.volumeError(v, err)
+			if err := a.put(m, a.index[m.Volume]); err != nil {
+				return err
 			}
 		}
 		a.maps.update(m.Volume, m.Offset, make([]digest.Digest, (m.Length+digest.BlockSize-1)/digest.BlockSize))
@@ -212,7 +260,7 @@ func (t *Target) mapsToUpdate(d *spool.Delta) maps {
 	for v, member := range d.Members {
 		o := &openMap{name: member.Name, size: member.Size}
 		out[v] = o
-		if d.Tier == wire.TierFull {
+		if !d.Tier.Compares() {
 			o.create(t.spool)
 			continue
 		}
@@ -285,6 +333,15 @@ func (t *Target) openMaps(ctx context.Context) (maps, [][]digest.Digest, error) 
 	return out, expect, nil
 }
 
+// reading is how replicas are read to learn what they hold.
+func (t *Target) reading() reading {
+	r := reading{limit: t.reads, read: new(atomic.Int64)}
+	for i, v := range t.parts.Volumes {
+		r.volumes, r.names = append(r.volumes, v), append(r.names, t.cfg.Volumes[i].Name)
+	}
+	return r
+}
+
 // build reads a replica and makes its digest map.
 func (t *Target) build(ctx context.Context, v int, o *openMap) (spool.MapRef, []digest.Digest, error) {
 	t.meter.phase(PhaseReconciling, "reads replica "+o.name+" to learn what it holds")
@@ -292,7 +349,7 @@ func (t *Target) build(ctx context.Context, v int, o *openMap) (spool.MapRef, []
 	if o.err != nil {
 		return spool.MapRef{}, nil, classify("spool "+t.cfg.Spool, o.err)
 	}
-	err := digestVolume(ctx, t.parts.Volumes[v], o.name, func(s int, blocks []digest.Digest, done int64) error {
+	err := t.reading().digestVolume(ctx, v, func(s int, blocks []digest.Digest, done int64) error {
 		t.meter.progress(done, o.size)
 		return o.m.SetSegment(s, blocks)
 	})
@@ -311,21 +368,21 @@ func (t *Target) build(ctx context.Context, v int, o *openMap) (spool.MapRef, []
 }
 
 // digestVolume digests all segments of a volume with several readers; visit is called for one at a time.
-func digestVolume(ctx context.Context, v volume.Reader, name string, visit func(s int, blocks []digest.Digest, done int64) error) error {
+func (r reading) digestVolume(ctx context.Context, v int, visit func(s int, blocks []digest.Digest, done int64) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	geo := digest.Geometry{Size: v.Size()}
-	var next, read atomic.Int64
+	geo := digest.Geometry{Size: r.volumes[v].Size()}
+	var next atomic.Int64
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for range min(workers(), geo.Segments()) {
 		wg.Go(func() {
 			buf := volume.Buffer(readSize)
 			for s := int(next.Add(1)) - 1; s < geo.Segments(); s = int(next.Add(1)) - 1 {
-				blocks, err := digestSegment(ctx, v, name, s, buf, &read)
+				blocks, err := r.segment(ctx, v, s, buf)
 				if err == nil {
 					mu.Lock()
-					err = visit(s, blocks, read.Load())
+					err = visit(s, blocks, r.read.Load())
 					mu.Unlock()
 				}
 				if err != nil {

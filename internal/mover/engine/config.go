@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"lifeboat.dev/lifeboat/internal/mover/change"
+	"lifeboat.dev/lifeboat/internal/mover/pace"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
@@ -27,14 +29,28 @@ type SourceConfig struct {
 	ManagerIdentity string `json:"managerIdentity,omitempty"` // who may read the status
 	TerminationLog  string `json:"terminationLog,omitempty"`  // where the final report goes; empty: nowhere
 
-	Compression    Compression `json:"compression,omitempty"`    // empty: auto
-	BandwidthLimit int64       `json:"bandwidthLimit,omitempty"` // bytes per second on the wire; 0: none
+	Compression    Compression   `json:"compression,omitempty"`    // empty: auto
+	BandwidthLimit int64         `json:"bandwidthLimit,omitempty"` // bytes per second on the wire; 0: none
+	Bandwidth      pace.Calendar `json:"bandwidth,omitzero"`       // limits by the hour; together with BandwidthLimit the lower holds
+	ReadLimit      int64         `json:"readLimit,omitempty"`      // bytes per second read from the volumes; 0: none
+
+	// Base is the point since which the volumes' Changes are complete; empty: there is no list, and ChangeNote says
+	// why, for people.
+	Base       string `json:"base,omitempty"`
+	ChangeNote string `json:"changeNote,omitempty"`
+	// Verify reads and compares both sides, block by block, whatever they remember, and repairs the replica.
+	Verify bool `json:"verify,omitempty"`
 }
 
 // SourceVolume is one member of the group, at an instant: a snapshot's device, or a file nobody writes.
 type SourceVolume struct {
 	Name   string `json:"name"` // the target's name for it
 	Device string `json:"device"`
+	// Changes is where the list of what changed since Base comes from. Where it cannot be had whole, digests are
+	// compared, and the report says why.
+	Changes *change.Origin `json:"changes,omitempty"`
+	// Allocated is where the list of what was ever written comes from; a file is asked itself when this is empty.
+	Allocated *change.Origin `json:"allocated,omitempty"`
 }
 
 // Compression says whether records are compressed.
@@ -53,6 +69,11 @@ type TargetConfig struct {
 	Volumes      []TargetVolume `json:"volumes"`
 	ReplicaHolds Content        `json:"replicaHolds,omitempty"` // empty: nothing
 	Spool        string         `json:"spool"`
+	SpoolLimit   int64          `json:"spoolLimit,omitempty"` // bytes a delta may take in the spool; 0: what the disk has
+	// KeptElsewhere says that the committed recovery point also exists in another place, such as a snapshot of the
+	// replica: a delta that the spool cannot hold may then go straight onto the replica. Else it is refused.
+	KeptElsewhere bool  `json:"keptElsewhere,omitempty"`
+	ReadLimit     int64 `json:"readLimit,omitempty"` // bytes per second read from the replica to verify it; 0: none
 
 	Listen          string `json:"listen"`
 	StatusListen    string `json:"statusListen,omitempty"`
@@ -134,8 +155,22 @@ func (c SourceConfig) Validate() error {
 		return missing("peerIdentity", "give the target's identity, such as lifeboat://west/replication/shop/pg")
 	case c.StatusListen != "" && c.ManagerIdentity == "":
 		return missing("managerIdentity", "say who may read the status, such as lifeboat://east/manager")
+	case len(c.Base) > wire.MaxName:
+		return &ConfigError{Field: "base", Found: "too long", Want: fmt.Sprintf("at most %d bytes", wire.MaxName)}
+	case c.ReadLimit < 0:
+		return &ConfigError{Field: "readLimit", Found: fmt.Sprint(c.ReadLimit), Want: "give bytes per second, or 0 for no limit"}
 	case c.BandwidthLimit < 0:
 		return &ConfigError{Field: "bandwidthLimit", Found: fmt.Sprint(c.BandwidthLimit), Want: "give bytes per second, or 0 for no limit"}
+	}
+	if err := c.Bandwidth.Validate(); err != nil {
+		return &ConfigError{Field: "bandwidth", Found: c.Bandwidth.String(), Want: err.Error()}
+	}
+	if c.Base != "" {
+		for i, v := range c.Volumes {
+			if v.Changes == nil {
+				return missing(fmt.Sprintf("volumes[%d].changes", i), "say where the list of what changed since base comes from, or leave base empty")
+			}
+		}
 	}
 	switch c.Compression {
 	case "", CompressionAuto, CompressionOff:
@@ -157,6 +192,10 @@ func (c TargetConfig) Validate() error {
 	switch {
 	case c.Replication == "":
 		return missing("replication", "name it as namespace/name")
+	case c.SpoolLimit < 0:
+		return &ConfigError{Field: "spoolLimit", Found: fmt.Sprint(c.SpoolLimit), Want: "give bytes, or 0 for what the disk has"}
+	case c.ReadLimit < 0:
+		return &ConfigError{Field: "readLimit", Found: fmt.Sprint(c.ReadLimit), Want: "give bytes per second, or 0 for no limit"}
 	case c.Spool == "":
 		return missing("spool", "name the folder to keep deltas in until they are whole")
 	case c.Listen == "":

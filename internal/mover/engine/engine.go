@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"lifeboat.dev/lifeboat/internal/mover/pace"
 	"lifeboat.dev/lifeboat/internal/mover/spool"
 	"lifeboat.dev/lifeboat/internal/mover/transport"
 	"lifeboat.dev/lifeboat/internal/mover/volume"
@@ -104,7 +105,8 @@ func runSource(ctx context.Context, cfg SourceConfig, software string, log *slog
 		volumes = append(volumes, f)
 	}
 	s, err := NewSource(cfg, SourceParts{
-		Dial: cfg.dial, Volumes: volumes, Software: software, Log: log, Now: time.Now, Wait: wait,
+		Dial: cfg.dialer(), Volumes: volumes, Offer: cfg.gather(ctx, volumes),
+		Software: software, Log: log, Now: time.Now, Wait: wait,
 	})
 	if err != nil {
 		return Report{}, err
@@ -119,8 +121,16 @@ func runSource(ctx context.Context, cfg SourceConfig, software string, log *slog
 	return s.Run(ctx), nil
 }
 
+// dialer connects to the target and keeps to the configuration's limits, over all connections together.
+func (c SourceConfig) dialer() func(context.Context) (net.Conn, error) {
+	limits := []*pace.Limiter{
+		pace.New(time.Now, pace.Always(pace.Rate(c.BandwidthLimit))), pace.New(time.Now, c.Bandwidth),
+	}
+	return func(ctx context.Context) (net.Conn, error) { return c.dial(ctx, limits) }
+}
+
 // dial connects through the gateway. Its errors say whether waiting helps.
-func (c SourceConfig) dial(ctx context.Context) (net.Conn, error) {
+func (c SourceConfig) dial(ctx context.Context, limits []*pace.Limiter) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	m, err := transport.LoadMaterial(c.IdentityDir)
@@ -136,7 +146,11 @@ func (c SourceConfig) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, &transport.Lost{During: "connect to the peer's gateway " + c.Address, Err: err}
 	}
-	conn := tls.Client(transport.Gather(transport.Limit(transport.Patient(raw, 0), c.BandwidthLimit)), conf)
+	link := transport.Patient(raw, 0)
+	for _, l := range limits {
+		link = l.Conn(link)
+	}
+	conn := tls.Client(transport.Gather(link), conf)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		err = transport.Distrusted(err, c.PeerIdentity)

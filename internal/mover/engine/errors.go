@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"lifeboat.dev/lifeboat/internal/mover/change"
 	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/session"
 	"lifeboat.dev/lifeboat/internal/mover/spool"
@@ -75,6 +76,8 @@ func KindOf(err error) Kind {
 		remote    *session.Remote
 		vol       *VolumeError
 		lost      *transport.Lost
+		full      *SpoolFull
+		origin    *change.BadOrigin
 	)
 	switch {
 	case err == nil:
@@ -88,9 +91,9 @@ func KindOf(err error) Kind {
 		return KindVersion
 	case errors.As(err, &untrusted):
 		return KindTrust
-	case errors.As(err, &config), errors.As(err, &busy), errors.As(err, &inUse), errors.As(err, &foreign):
+	case errors.As(err, &config), errors.As(err, &busy), errors.As(err, &inUse), errors.As(err, &foreign), errors.As(err, &origin):
 		return KindConfiguration
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case errors.As(err, &full), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return KindSpace
 	case errors.As(err, &integrity), errors.As(err, &changed), errors.Is(err, digest.ErrDamaged):
 		return KindIntegrity

@@ -9,6 +9,7 @@ import (
 
 	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/session"
+	"lifeboat.dev/lifeboat/internal/mover/volume"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
@@ -89,31 +90,40 @@ func newUnpacker() (*unpacker, error) {
 	return &unpacker{zstd: dec}, nil
 }
 
-// unpack fills into with the record's bytes and checks them against its digests. into has room for a record.
-func (u *unpacker) unpack(m wire.Data, into []byte) ([]byte, error) {
+// unpack gives a record's bytes and checks them against its digests. They lie in into, which has room for a record, or
+// in the record's own memory where that can go to a disk as it is.
+// size is the volume's.
+func (u *unpacker) unpack(m wire.Data, size int64, into []byte) ([]byte, error) {
 	switch m.Codec {
 	case wire.CodecNone:
+		if volume.Aligned(m.Payload) {
+			return m.Payload, prove(m, size, m.Payload)
+		}
 		into = into[:m.Length]
 		copy(into, m.Payload)
 	case wire.CodecZstd:
 		out, err := u.zstd.DecodeAll(m.Payload, into[:0])
 		if err != nil || len(out) != m.Length {
-			return nil, &session.Integrity{What: fmt.Sprintf("record of volume %d at %d: it does not unpack", m.Volume, m.Offset), Want: m.Digests[0]}
+			return nil, &session.Integrity{What: fmt.Sprintf("record of volume %d at %d: it does not unpack", m.Volume, m.Offset)}
 		}
 		into = out
 	default:
 		return nil, &session.Violation{What: fmt.Sprintf("codec %d is not known", m.Codec)}
 	}
-	return into, prove(m, into)
+	return into, prove(m, size, into)
 }
 
-func prove(m wire.Data, p []byte) error {
+// prove checks the blocks that lie whole in a record.
+func prove(m wire.Data, size int64, p []byte) error {
+	start := m.Offset &^ (digest.BlockSize - 1)
 	for i, want := range m.Digests {
-		at := i * digest.BlockSize
-		if got := digest.Block(p[at:min(at+digest.BlockSize, len(p))]); got != want {
-			return &session.Integrity{
-				What: fmt.Sprintf("block of volume %d at %d", m.Volume, m.Offset+int64(at)), Want: want, Got: got,
-			}
+		from := start + int64(i)*digest.BlockSize
+		to := min(from+digest.BlockSize, size)
+		if from < m.Offset || to > m.Offset+int64(len(p)) {
+			continue // the record has only a part of this block
+		}
+		if got := digest.Block(p[from-m.Offset : to-m.Offset]); got != want {
+			return &session.Integrity{What: fmt.Sprintf("block of volume %d at %d", m.Volume, from), Want: want, Got: got}
 		}
 	}
 	return nil

@@ -1,14 +1,17 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"lifeboat.dev/lifeboat/internal/mover/digest"
+	"lifeboat.dev/lifeboat/internal/mover/pace"
 	"lifeboat.dev/lifeboat/internal/mover/session"
 	"lifeboat.dev/lifeboat/internal/mover/volume"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
@@ -37,9 +40,42 @@ func readFull(v volume.Reader, name string, p []byte, off int64) error {
 	return &VolumeError{Object: "volume " + name, Err: err}
 }
 
-// digestSegment reads a segment and digests its blocks. buf holds readSize bytes.
-func digestSegment(ctx context.Context, v volume.Reader, name string, s int, buf []byte, read *atomic.Int64) ([]digest.Digest, error) {
-	geo := digest.Geometry{Size: v.Size()}
+// reading is how volumes are read.
+type reading struct {
+	volumes []volume.Reader
+	names   []string
+	written [][]digest.Extent // per volume, what was ever written; nil: not known
+	limit   *pace.Limiter     // nil: none
+	read    *atomic.Int64     // bytes so far
+}
+
+// bytes reads p whole, from off.
+func (r reading) bytes(ctx context.Context, v int, p []byte, off int64) error {
+	if err := r.limit.Wait(ctx, len(p)); err != nil {
+		return err
+	}
+	if err := readFull(r.volumes[v], r.names[v], p, off); err != nil {
+		return err
+	}
+	r.read.Add(int64(len(p)))
+	return nil
+}
+
+// empty reports that nothing between from and to was ever written.
+func (r reading) empty(v int, from, to int64) bool {
+	if r.written == nil {
+		return false
+	}
+	list := r.written[v]
+	i, _ := slices.BinarySearchFunc(list, from, func(e digest.Extent, at int64) int {
+		return cmp.Compare(e.Offset+e.Length, at+1)
+	})
+	return i == len(list) || list[i].Offset >= to
+}
+
+// segment reads a segment, as far as it was ever written, and digests its blocks. buf holds readSize bytes.
+func (r reading) segment(ctx context.Context, v, s int, buf []byte) ([]digest.Digest, error) {
+	geo := digest.Geometry{Size: r.volumes[v].Size()}
 	at, end := geo.SegmentStart(s), geo.SegmentStart(s)+geo.SegmentLen(s)
 	out := make([]digest.Digest, 0, geo.SegmentBlocks(s))
 	for at < end {
@@ -47,11 +83,15 @@ func digestSegment(ctx context.Context, v volume.Reader, name string, s int, buf
 			return nil, err
 		}
 		p := buf[:min(readSize, end-at)]
-		if err := readFull(v, name, p, at); err != nil {
+		if r.empty(v, at, at+int64(len(p))) {
+			out = append(out, make([]digest.Digest, (len(p)+digest.BlockSize-1)/digest.BlockSize)...)
+			at += int64(len(p))
+			continue
+		}
+		if err := r.bytes(ctx, v, p, at); err != nil {
 			return nil, err
 		}
-		read.Add(int64(len(p)))
-		out = append(out, digest.Blocks(p)...)
+		out = digest.AppendBlocks(out, p)
 		at += int64(len(p))
 	}
 	return out, nil
@@ -63,10 +103,8 @@ type buffer struct{ raw, packed []byte }
 // extractor reads a source's volumes for a session. Scans run side by side; reads too, but their results come in the
 // order they were asked for.
 type extractor struct {
-	volumes []volume.Reader
-	names   []string
-	pack    *packer
-	read    *atomic.Int64
+	reading
+	pack *packer
 
 	scans   chan session.Scan
 	reads   chan session.Read
@@ -91,9 +129,9 @@ type readResult struct {
 
 // newExtractor starts the goroutines; they end when ctx does, see wait. The channels hold as much as a session may ask
 // for before it takes a result, so asking never blocks.
-func newExtractor(ctx context.Context, volumes []volume.Reader, names []string, pack *packer, read *atomic.Int64) *extractor {
+func newExtractor(ctx context.Context, from reading, pack *packer) *extractor {
 	x := &extractor{
-		volumes: volumes, names: names, pack: pack, read: read,
+		reading: from, pack: pack,
 		scans: make(chan session.Scan, session.Lookahead), reads: make(chan session.Read, maxReads),
 		order: make(chan chan readResult, buffers), free: make(chan *buffer, buffers),
 		results: make(chan eventOrError), held: map[uint64]*buffer{},
@@ -124,7 +162,7 @@ func (x *extractor) scan(ctx context.Context) {
 			if buf == nil {
 				buf = volume.Buffer(readSize)
 			}
-			digests, err := digestSegment(ctx, x.volumes[s.Volume], x.names[s.Volume], s.Segment, buf, x.read)
+			digests, err := x.segment(ctx, s.Volume, s.Segment, buf)
 			x.deliver(ctx, session.Scanned{Volume: s.Volume, Segment: s.Segment, Digests: digests}, err)
 		}
 	}
@@ -165,23 +203,22 @@ func (x *extractor) dispatch(ctx context.Context) {
 			return
 		}
 		x.wg.Go(func() {
-			done <- x.readOne(r, b)
+			done <- x.readOne(ctx, r, b)
 			<-slots
 		})
 	}
 }
 
-func (x *extractor) readOne(r session.Read, b *buffer) readResult {
+func (x *extractor) readOne(ctx context.Context, r session.Read, b *buffer) readResult {
 	if b.raw == nil {
 		b.raw, b.packed = volume.Buffer(readSize), make([]byte, 0, readSize)
 	}
 	p := b.raw[:r.Length]
-	if err := readFull(x.volumes[r.Volume], x.names[r.Volume], p, r.Offset); err != nil {
+	if err := x.bytes(ctx, r.Volume, p, r.Offset); err != nil {
 		return readResult{err: err}
 	}
-	x.read.Add(int64(r.Length))
 	done := session.ReadDone{Seq: r.Seq, Digests: digest.Blocks(p)}
-	done.Records = session.Records(r.Volume, r.Offset, p, done.Digests)
+	done.Records = session.Records(r.Volume, r.Offset, p, done.Digests, r.Pieces)
 	packed, holds := b.packed[:0], false
 	for i, m := range done.Records {
 		if d, ok := m.(wire.Data); ok {

@@ -47,10 +47,13 @@ func (r *receiver) prepare(f transport.Frame) <-chan result {
 	if !ok {
 		return nil
 	}
+	if m.Volume >= len(r.target.members) {
+		return nil // the session will say so
+	}
 	done := make(chan result, 1)
 	go func() {
 		memory := rawBuffers.Get().(*[]byte)
-		raw, err := r.target.check.unpack(m, *memory)
+		raw, err := r.target.check.unpack(m, r.target.members[m.Volume].Size, *memory)
 		done <- result{raw: raw, memory: memory, err: err}
 	}()
 	return done
@@ -227,7 +230,13 @@ func (r *receiver) open() (*session.Target, *session.Refusal, error) {
 func (r *receiver) begin(d session.Decision) (*session.Target, error) {
 	t := r.target
 	var expect [][]digest.Digest
-	if d.Welcome.Tier != wire.TierFull {
+	if d.Welcome.Tier.Compares() {
+		if d.Welcome.Verify && !d.Welcome.Resumed {
+			// Not what is remembered of the replica is to be compared, but the replica.
+			if err := t.spool.SetMaps(nil); err != nil {
+				return nil, classify("spool", err)
+			}
+		}
 		var err error
 		// Reading a whole replica may take long: a link that flaps meanwhile must not make it begin anew each time.
 		if r.maps, expect, err = t.openMaps(r.process); err != nil {
@@ -242,7 +251,7 @@ func (r *receiver) begin(d session.Decision) (*session.Target, error) {
 	if !d.Welcome.Resumed {
 		err := t.spool.Begin(spool.Delta{
 			Point: session.Point{ID: r.hello.Point, Time: r.hello.PointTime, Epoch: r.hello.Epoch},
-			Tier:  d.Welcome.Tier, Direct: d.Welcome.Direct, Reason: d.Welcome.Reason, Members: t.members,
+			Tier:  d.Welcome.Tier, Direct: d.Welcome.Direct, Verify: d.Welcome.Verify, Reason: d.Welcome.Reason, Members: t.members,
 		})
 		if err != nil {
 			return nil, classify("spool", err)
@@ -278,6 +287,7 @@ func (r *receiver) settle(err, stored error) error {
 	var broke *session.Violation
 	var wrong *session.Integrity
 	var unsafe *unsynced
+	var full *SpoolFull
 	switch {
 	case t.spool.Pending(), t.spool.State().Delta == nil:
 		t.live = nil // it was committed, applied or not
@@ -285,6 +295,12 @@ func (r *receiver) settle(err, stored error) error {
 		// What the two sides believe of each other cannot both be true: compare from the bytes up.
 		t.live = nil
 		return errors.Join(t.spool.Drop(), t.spool.SetMaps(nil))
+	case errors.As(err, &full):
+		t.live = nil
+		if t.cfg.KeptElsewhere {
+			t.tooLarge = r.hello.Point
+		}
+		return t.spool.Drop()
 	case errors.As(stored, &unsafe):
 		// After a sync that failed, nobody knows what is on the disk.
 		t.live = nil

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"lifeboat.dev/lifeboat/internal/mover/pace"
 	"lifeboat.dev/lifeboat/internal/mover/session"
 	"lifeboat.dev/lifeboat/internal/mover/transport"
 	"lifeboat.dev/lifeboat/internal/mover/volume"
@@ -19,7 +20,9 @@ type SourceParts struct {
 	// Dial makes a connection to the target that is already trusted.
 	Dial func(context.Context) (net.Conn, error)
 	// Volumes are the members, in the configuration's order. They do not change while the Source runs.
-	Volumes  []volume.Reader
+	Volumes []volume.Reader
+	// Offer is what is known of them; the zero Offer is nothing.
+	Offer    Offer
 	Software string
 	Log      *slog.Logger
 	Now      func() time.Time
@@ -33,6 +36,7 @@ type Source struct {
 	parts SourceParts
 	core  *session.Source
 	pack  *packer
+	reads *pace.Limiter
 	meter *meter
 
 	read     atomic.Int64
@@ -45,6 +49,11 @@ type Source struct {
 // NewSource prepares a session.
 func NewSource(cfg SourceConfig, parts SourceParts) (*Source, error) {
 	hello := wire.Hello{Replication: cfg.Replication, Epoch: cfg.Epoch, Point: cfg.Point, PointTime: cfg.PointTime}
+	hello.Note, hello.Verify = parts.Offer.Note, cfg.Verify
+	hello.Allocated = parts.Offer.Allocated != nil
+	if parts.Offer.Changes != nil {
+		hello.Base = cfg.Base
+	}
 	var total int64
 	for i, v := range cfg.Volumes {
 		size := parts.Volumes[i].Size()
@@ -58,8 +67,11 @@ func NewSource(cfg SourceConfig, parts SourceParts) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	core := session.NewSource(hello)
+	core.Offer(parts.Offer.session())
 	return &Source{
-		cfg: cfg, parts: parts, core: session.NewSource(hello), pack: pack,
+		cfg: cfg, parts: parts, core: core, pack: pack,
+		reads: pace.New(parts.Now, pace.Always(pace.Rate(cfg.ReadLimit))),
 		meter: newMeter(parts.Now, State{
 			Role: RoleSource, Replication: cfg.Replication, Epoch: cfg.Epoch, Software: parts.Software,
 			Phase: PhaseConnecting, Point: cfg.Point, PointTime: cfg.PointTime, BytesTotal: total,
@@ -144,6 +156,9 @@ func (s *Source) report(began time.Time, err error) Report {
 	}
 	if w := s.tier; w != nil {
 		r.Tier, r.TierReason, r.Direct, r.Already = w.Tier.String(), w.Reason, w.Direct, w.Committed
+		if r.Verified = w.Verify && r.Done; r.Verified {
+			r.BytesRepaired = t.Changed
+		}
 	}
 	if err != nil {
 		r.Error, r.Kind = err.Error(), KindOf(err)
@@ -172,7 +187,9 @@ func (s *Source) attempt(ctx context.Context) error {
 		names[i] = v.Name
 	}
 	link := newPipe(stream, 64, nil)
-	work := newExtractor(ctx, s.parts.Volumes, names, s.pack, &s.read)
+	work := newExtractor(ctx, reading{
+		volumes: s.parts.Volumes, names: names, written: s.core.Written(), limit: s.reads, read: &s.read,
+	}, s.pack)
 	err = s.drive(ctx, link, work)
 	patience := time.Duration(0)
 	var own *VolumeError

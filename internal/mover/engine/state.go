@@ -67,6 +67,7 @@ type State struct {
 	Ready         bool           `json:"ready,omitempty"`     // accepts sessions
 	Committed     *session.Point `json:"committed,omitempty"` // nil: no recovery point yet
 	Applied       bool           `json:"applied,omitempty"`   // the replica holds the committed point, durably
+	Verified      *session.Point `json:"verified,omitempty"`  // the last point that was compared with its source, block by block
 	SpoolBytes    int64          `json:"spoolBytes,omitempty"`
 	SpoolPosition int64          `json:"spoolPosition,omitempty"` // bytes of the group that lie before it
 
@@ -83,6 +84,7 @@ type Report struct {
 	PointTime   time.Time `json:"pointTime,omitzero"`
 	Done        bool      `json:"done"`                       // the target holds the point: applied and durable
 	Already     bool      `json:"alreadyCommitted,omitempty"` // it did before this run
+	Verified    bool      `json:"verified,omitempty"`         // both sides were read and compared, and now hold the same
 	Tier        string    `json:"tier,omitempty"`
 	TierReason  string    `json:"tierReason,omitempty"`
 	Direct      bool      `json:"direct,omitempty"`
@@ -91,13 +93,15 @@ type Report struct {
 
 	BytesTotal   int64 `json:"bytesTotal"`   // size of the group
 	BytesRead    int64 `json:"bytesRead"`    // read from the source's volumes
-	BytesChanged int64 `json:"bytesChanged"` // found different; all in tier full
-	ZeroBytes    int64 `json:"zeroBytes"`    // of the changed ones, zeros sent as holes
-	BytesData    int64 `json:"bytesData"`    // carried by records, before compression
-	BytesSent    int64 `json:"bytesSent"`    // carried by records, after compression
-	BytesWire    int64 `json:"bytesWire"`    // all that was sent, frames and digests too
-	BytesAcked   int64 `json:"bytesAcked"`   // of BytesData, made durable by the target
-	BytesResent  int64 `json:"bytesResent"`  // of BytesData, sent although acknowledged before: always 0
+	BytesChanged int64 `json:"bytesChanged"` // found different, or listed; all in tier full, all ever written in tier allocated
+	// BytesRepaired is what a verification found different, and made the same.
+	BytesRepaired int64 `json:"bytesRepaired,omitempty"`
+	ZeroBytes     int64 `json:"zeroBytes"`   // of the changed ones, zeros sent as holes
+	BytesData     int64 `json:"bytesData"`   // carried by records, before compression
+	BytesSent     int64 `json:"bytesSent"`   // carried by records, after compression
+	BytesWire     int64 `json:"bytesWire"`   // all that was sent, frames and digests too
+	BytesAcked    int64 `json:"bytesAcked"`  // of BytesData, made durable by the target
+	BytesResent   int64 `json:"bytesResent"` // of BytesData, sent although acknowledged before: always 0
 
 	Started         time.Time `json:"started,omitzero"`
 	DurationSeconds float64   `json:"durationSeconds"`

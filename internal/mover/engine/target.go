@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"lifeboat.dev/lifeboat/internal/mover/pace"
 	"lifeboat.dev/lifeboat/internal/mover/session"
 	"lifeboat.dev/lifeboat/internal/mover/spool"
 	"lifeboat.dev/lifeboat/internal/mover/transport"
@@ -36,11 +37,14 @@ type Target struct {
 	members []wire.Member
 	meter   *meter
 	check   *unpacker
+	reads   *pace.Limiter
 
 	// turn is held by the connection whose session runs; spool, live and the replicas belong to its holder.
 	turn  chan struct{}
 	spool *spool.Spool
 	live  *session.Target // of the half delta, kept from the connection before; nil: read it from the spool
+	// tooLarge is the point whose delta the spool could not hold, and whose replica is kept elsewhere.
+	tooLarge string
 
 	mu      sync.Mutex
 	holding session.Holding         // as of the last change of the spool
@@ -55,7 +59,10 @@ func NewTarget(cfg TargetConfig, parts TargetParts) (*Target, error) {
 	if parts.SyncEvery == 0 {
 		parts.SyncEvery = syncEvery
 	}
-	t := &Target{cfg: cfg, parts: parts, turn: make(chan struct{}, 1)}
+	t := &Target{
+		cfg: cfg, parts: parts, turn: make(chan struct{}, 1),
+		reads: pace.New(parts.Now, pace.Always(pace.Rate(cfg.ReadLimit))),
+	}
 	t.meter = newMeter(parts.Now, State{
 		Role: RoleTarget, Replication: cfg.Replication, Epoch: cfg.Epoch, Software: parts.Software, Phase: PhaseStarting,
 	})
@@ -125,10 +132,10 @@ func (t *Target) note() {
 	st := t.spool.State()
 	h := session.Holding{
 		Replication: t.cfg.Replication, Epoch: st.Epoch, Members: t.members,
-		Committed: st.Committed, Mixed: st.Mixed, Written: t.cfg.ReplicaHolds == HoldsData,
+		Committed: st.Committed, Mixed: st.Mixed, Written: t.cfg.ReplicaHolds == HoldsData, TooLarge: t.tooLarge,
 	}
 	if d := st.Delta; d != nil && !t.spool.Pending() {
-		h.Half = &session.Half{Point: d.Point.ID, Epoch: d.Point.Epoch, Tier: d.Tier, Direct: d.Direct, Reason: d.Reason}
+		h.Half = &session.Half{Point: d.Point.ID, Epoch: d.Point.Epoch, Tier: d.Tier, Direct: d.Direct, Verify: d.Verify, Reason: d.Reason}
 		if t.live != nil {
 			h.Half.Cursor = t.live.Cursor()
 		}
@@ -138,7 +145,7 @@ func (t *Target) note() {
 	t.mu.Unlock()
 	t.meter.set(func(s *State) {
 		s.Epoch = max(st.Epoch, t.cfg.Epoch)
-		s.Committed, s.Applied = st.Committed, st.Applied
+		s.Committed, s.Applied, s.Verified = st.Committed, st.Applied, st.Verified
 		s.SpoolBytes = t.spool.Size()
 	})
 }

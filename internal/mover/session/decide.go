@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
@@ -21,6 +22,7 @@ type Half struct {
 	Epoch  uint64
 	Tier   wire.Tier
 	Direct bool
+	Verify bool
 	Reason string
 	Cursor wire.Position
 }
@@ -37,6 +39,9 @@ type Holding struct {
 	// Written says that the replica holds data from another time, such as a former primary's, that must survive
 	// until a whole delta is there.
 	Written bool
+	// TooLarge is a point whose delta the spool cannot hold, while what the replica holds is kept elsewhere too: it may
+	// go straight onto the replica.
+	TooLarge string
 }
 
 // Decision is what a target does with a source it serves. The order is an argument: first the epoch is raised
@@ -48,40 +53,104 @@ type Decision struct {
 }
 
 // Decide answers a Hello. The refusals come first and the stale epoch before all: a source that lost its right to
-// write learns that, whatever else is wrong.
+// write learns that, whatever else is wrong. After that the cheapest honest tier is chosen, and the reason says why it
+// is not a cheaper one.
 func Decide(h Holding, hello wire.Hello) (Decision, *Refusal) {
 	if r := Refuse(h, hello); r != nil {
 		return Decision{}, r
 	}
 	d := Decision{
-		Raise:    hello.Epoch > h.Epoch,
-		DropHalf: h.Half != nil && (h.Half.Point != hello.Point || h.Half.Epoch != hello.Epoch),
-		Welcome:  wire.Welcome{Window: Window, Lookahead: Lookahead},
+		Raise:   hello.Epoch > h.Epoch,
+		Welcome: wire.Welcome{Window: Window, Lookahead: Lookahead},
 	}
+	here := h.Committed != nil && h.Committed.ID == hello.Point && h.Committed.Epoch == hello.Epoch
+	// A list of changes tells nothing of what else was written to the replica since, such as while it was primary:
+	// each such time began with a new epoch.
+	listed := hello.Base != "" && h.Committed != nil && !h.Mixed && h.Committed.ID == hello.Base &&
+		h.Committed.Epoch == hello.Epoch && h.Epoch == hello.Epoch && !hello.Verify
+	d.DropHalf = h.Half != nil && !goesOn(h.Half, hello, here, listed)
 	w := &d.Welcome
 	// A half direct copy that is dropped has already overwritten part of the replica.
 	mixed := (h.Mixed && !(d.Raise && h.Written)) || d.DropHalf && h.Half.Direct
 	switch {
-	case h.Committed != nil && h.Committed.ID == hello.Point && h.Committed.Epoch == hello.Epoch:
+	case here && !hello.Verify:
 		w.Tier, w.Committed = wire.TierDigest, true
 		w.Reason = "the target already holds this recovery point"
 	case h.Half != nil && !d.DropHalf:
-		w.Tier, w.Direct, w.Reason = h.Half.Tier, h.Half.Direct, h.Half.Reason
+		w.Tier, w.Reason = continued(h.Half, hello, listed)
+		w.Direct, w.Verify = h.Half.Direct, h.Half.Verify
 		w.Start, w.Resumed = h.Half.Cursor, true
+	case hello.Verify && h.Committed != nil && !mixed:
+		w.Tier, w.Verify = wire.TierDigest, true
+		w.Reason = "asked to verify: both sides are read and compared, block by block"
+	case listed && !mixed:
+		w.Tier = wire.TierCBT
+		w.Reason = fmt.Sprintf("the source has a list of what changed since recovery point %s, which the target holds", hello.Base)
 	case h.Committed != nil && !mixed:
 		w.Tier = wire.TierDigest
-		w.Reason = fmt.Sprintf("the target holds recovery point %s and no list of changed blocks is at hand: digests are compared", h.Committed.ID)
+		w.Reason = fmt.Sprintf("the target holds recovery point %s and %s: digests are compared", h.Committed.ID, whyNotListed(h, hello))
 	case mixed:
 		w.Tier, w.Direct = wire.TierDigest, true
 		w.Reason = "an earlier first copy was left half-way: digests find what it already brought"
 	case h.Written:
 		w.Tier = wire.TierDigest
 		w.Reason = "the replica holds data from before: digests find what differs, and it stays as it is until the delta is whole"
+	case hello.Allocated:
+		w.Tier, w.Direct = wire.TierAllocated, true
+		w.Reason = "the target has no recovery point yet: everything that was ever written is sent, straight onto the replica"
 	default:
 		w.Tier, w.Direct = wire.TierFull, true
-		w.Reason = "the target has no recovery point yet: everything is sent, straight onto the replica"
+		w.Reason = "the target has no recovery point yet and the source cannot tell what was never written: everything is sent, straight onto the replica"
+	}
+	if !w.Committed && !w.Resumed && !w.Direct && h.TooLarge == hello.Point && hello.Point != "" {
+		w.Direct = true
+		w.Reason += "; the spool cannot hold the delta, and the recovery point is kept elsewhere: it goes straight onto the replica"
 	}
 	return d, nil
+}
+
+// goesOn reports that a half delta is of this source's instant and can be continued.
+func goesOn(half *Half, hello wire.Hello, here, listed bool) bool {
+	switch {
+	case half.Point != hello.Point || half.Epoch != hello.Epoch || half.Verify != hello.Verify:
+		return false
+	case here && !hello.Verify:
+		return false
+	case half.Tier.Compares() && half.Cursor.Offset%digest.BlockSize != 0:
+		// Only the list it was made from can tell how the block goes on.
+		return listed
+	}
+	return true
+}
+
+// continued is the tier for the rest of a half delta: the source may have found or lost its list meanwhile.
+func continued(half *Half, hello wire.Hello, listed bool) (wire.Tier, string) {
+	tier := wire.TierFull
+	switch {
+	case half.Tier.Compares() && listed:
+		tier = wire.TierCBT
+	case half.Tier.Compares():
+		tier = wire.TierDigest
+	case hello.Allocated:
+		tier = wire.TierAllocated
+	}
+	if tier == half.Tier {
+		return tier, half.Reason
+	}
+	return tier, fmt.Sprintf("goes on in tier %s where an earlier connection in tier %s was cut", tier, half.Tier)
+}
+
+// whyNotListed says why a list of changes does not serve.
+func whyNotListed(h Holding, hello wire.Hello) string {
+	switch {
+	case hello.Note != "":
+		return hello.Note
+	case hello.Base == "":
+		return "no list of changed blocks is at hand"
+	case h.Committed.ID != hello.Base:
+		return fmt.Sprintf("the source's list of changes leads from %s", hello.Base)
+	}
+	return "the replica may have been written since, in another epoch"
 }
 
 // Refuse says why a target that holds h will never serve this source; nil when it will.
@@ -124,7 +193,7 @@ func sameNames(a, b []wire.Member) bool {
 		return false
 	}
 	for i := range a {
-		if a[i].Name != b[i].Name {
+		if a[i].Name != b[i].Name || a[i].Kind != b[i].Kind {
 			return false
 		}
 	}
@@ -134,7 +203,11 @@ func sameNames(a, b []wire.Member) bool {
 func list(members []wire.Member) string {
 	names := make([]string, 0, len(members))
 	for _, m := range members {
-		names = append(names, m.Name)
+		name := m.Name
+		if m.Kind != wire.KindBlocks {
+			name += " (" + m.Kind.String() + ")"
+		}
+		names = append(names, name)
 	}
 	return "[" + strings.Join(names, " ") + "]"
 }

@@ -163,7 +163,7 @@ func (s *store) welcome(hello wire.Hello, window int64, lookahead int) (*session
 		s.base = s.replica.clone()
 	}
 	var expect [][]digest.Digest
-	if w.Tier == wire.TierDigest {
+	if w.Tier.Compares() {
 		for v, m := range s.members {
 			geo := digest.Geometry{Size: m.Size}
 			var segments []digest.Digest
@@ -190,11 +190,12 @@ func (s *store) welcome(hello wire.Hello, window int64, lookahead int) (*session
 
 // duel is one connection.
 type duel struct {
-	source *session.Source
-	store  *store
-	target *session.Target
-	hello  wire.Hello
-	now    instant // the source's
+	scanned int
+	source  *session.Source
+	store   *store
+	target  *session.Target
+	hello   wire.Hello
+	now     instant // the source's
 
 	window    int64
 	lookahead int
@@ -364,6 +365,7 @@ func (d *duel) carrySource(actions []session.Action) {
 }
 
 func (d *duel) scan(i int) error {
+	d.scanned++
 	s := d.scans[i]
 	d.scans = slices.Delete(d.scans, i, i+1)
 	geo := digest.Geometry{Size: d.hello.Members[s.Volume].Size}
@@ -378,7 +380,7 @@ func (d *duel) read() error {
 	for _, x := range numbers {
 		done.Digests = append(done.Digests, blockDigest(x))
 	}
-	done.Records = session.Records(r.Volume, r.Offset, make([]byte, r.Length), done.Digests)
+	done.Records = session.Records(r.Volume, r.Offset, make([]byte, r.Length), done.Digests, r.Pieces)
 	for i, m := range done.Records {
 		if data, ok := m.(wire.Data); ok {
 			data.Codec, data.Payload = wire.CodecZstd, nil

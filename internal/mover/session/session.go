@@ -158,25 +158,42 @@ func Closing(point string, members []wire.Member, segments [][]digest.Digest) di
 	return digest.Digest(h.Sum(nil))
 }
 
-// Records turns bytes read from a volume into the records that carry them: runs of zero blocks as holes, the rest as
-// data. offset is a block's beginning; digests are those of p's blocks.
-func Records(volume int, offset int64, p []byte, digests []digest.Digest) []wire.Message {
+// Records turns bytes read from a volume into the records that carry them: blocks of zeros as holes, the rest as data.
+// The bytes begin at a block; digests are those of p's blocks. pieces say what of them is to be carried, in order,
+// aligned to wire.Grain; none is all. A block of zeros is carried whole, whatever piece of it was asked for.
+func Records(volume int, offset int64, p []byte, digests []digest.Digest, pieces []digest.Extent) []wire.Message {
+	if pieces == nil {
+		pieces = []digest.Extent{{Offset: offset, Length: int64(len(p))}}
+	}
 	var out []wire.Message
-	for i := 0; i < len(digests); {
-		j := i + 1
-		for j < len(digests) && (digests[j] == digest.Zero) == (digests[i] == digest.Zero) {
-			j++
+	at := int64(0) // of p: everything before is dealt with
+	for n, x := range pieces {
+		from, end := max(at, x.Offset-offset), x.Offset-offset+x.Length
+		for from < end {
+			i := from / digest.BlockSize
+			zero := digests[i] == digest.Zero
+			j := i + 1
+			for j*digest.BlockSize < end && (digests[j] == digest.Zero) == zero {
+				j++
+			}
+			to := min(j*digest.BlockSize, int64(len(p)))
+			if zero {
+				from = i * digest.BlockSize
+				out = append(out, wire.Hole{Volume: volume, Offset: offset + from, Length: to - from})
+			} else {
+				to = min(to, end)
+				d := wire.Data{Volume: volume, Offset: offset + from, Length: int(to - from), Payload: p[from:to]}
+				d.More = n+1 < len(pieces) && to == end && (pieces[n+1].Offset-offset)/digest.BlockSize == j-1
+				known := j
+				if d.More {
+					known--
+				}
+				d.Digests = digests[i:known]
+				out = append(out, d)
+			}
+			from = to
 		}
-		from, to := i*digest.BlockSize, min(j*digest.BlockSize, len(p))
-		at := offset + int64(from)
-		if digests[i] == digest.Zero {
-			out = append(out, wire.Hole{Volume: volume, Offset: at, Length: int64(to - from)})
-		} else {
-			out = append(out, wire.Data{
-				Volume: volume, Offset: at, Length: to - from, Digests: digests[i:j], Payload: p[from:to],
-			})
-		}
-		i = j
+		at = max(at, from)
 	}
 	return out
 }

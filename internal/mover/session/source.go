@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -17,16 +18,18 @@ type Scanned struct {
 	Digests         []digest.Digest
 }
 
-// Read asks for bytes of the source as records (see Records), packed or not. Answers come as ReadDone, in the order
-// the reads were asked for.
+// Read asks for whole blocks of the source, their digests, and the pieces of them as records (see Records), packed or
+// not. Answers come as ReadDone, in the order the reads were asked for.
 type Read struct {
 	Seq    uint64
 	Volume int
 	Offset int64
 	Length int
+	Pieces []digest.Extent // nil: all of it
 }
 
-// ReadDone answers a Read. Records are the Data and Hole messages that carry exactly the bytes asked for.
+// ReadDone answers a Read. Digests are those of all blocks read, Records the Data and Hole messages that carry the
+// pieces asked for.
 type ReadDone struct {
 	Seq     uint64
 	Digests []digest.Digest
@@ -66,6 +69,7 @@ type Totals struct {
 type Source struct {
 	hello  wire.Hello
 	shape  shape
+	offer  Offer
 	totals Totals
 	// high is the furthest position any connection's target acknowledged, found the furthest that was read to be sent.
 	high, found wire.Position
@@ -86,6 +90,13 @@ type Source struct {
 	done    bool
 }
 
+// Offer is what a source knows before it reads, per volume: extents in order, without overlap. It belongs to the
+// Hello that announces it: Changes to Base, Allocated to Allocated.
+type Offer struct {
+	Changes   [][]digest.Extent // everything that changed since Base, aligned to wire.Grain
+	Allocated [][]digest.Extent // everything that was ever written; the rest is zeros
+}
+
 // task is one segment on its way.
 type task struct {
 	volume, segment int
@@ -95,6 +106,9 @@ type task struct {
 	todo            []digest.Extent
 	arrived         int // reads of this task that came back
 	asked           int // reads of this task that were asked for
+	// sparse says that what lies between the reads is zeros; emitted is up to where they were sent.
+	sparse  bool
+	emitted int64
 }
 
 type taskState uint8
@@ -108,8 +122,9 @@ const (
 type pendingRead struct {
 	seq    uint64
 	task   *task
-	offset int64
-	length int
+	offset int64 // of the first block
+	end    int64 // of the last piece
+	bytes  int64 // of all pieces
 }
 
 type sent struct {
@@ -122,9 +137,15 @@ func NewSource(hello wire.Hello) *Source {
 	return &Source{hello: hello, shape: hello.Members}
 }
 
+// Offer adds what the source knows. It comes before the first Begin.
+func (s *Source) Offer(o Offer) { s.offer = o }
+
+// Written has, per volume, what was ever written, if that is known; nil if not.
+func (s *Source) Written() [][]digest.Extent { return s.offer.Allocated }
+
 // Begin starts a connection, the first or another after a cut.
 func (s *Source) Begin() []Action {
-	*s = Source{hello: s.hello, shape: s.shape, totals: s.totals, high: s.high, found: s.found, unacked: s.unacked, flying: s.flying}
+	*s = Source{hello: s.hello, shape: s.shape, offer: s.offer, totals: s.totals, high: s.high, found: s.found, unacked: s.unacked, flying: s.flying}
 	return []Action{Send{Message: s.hello}}
 }
 
@@ -183,8 +204,8 @@ func (s *Source) onWelcome(w wire.Welcome) error {
 	if s.welcome != nil {
 		return violation("welcomed twice")
 	}
-	if w.Tier != wire.TierFull && w.Tier != wire.TierDigest {
-		return violation("it wants %s", w.Tier)
+	if !s.can(w.Tier) {
+		return violation("it wants tier %s, which this side did not offer", w.Tier)
 	}
 	if !w.Committed && (w.Window < wire.MaxRecord || w.Lookahead < 1) {
 		return violation("window of %d bytes and %d segments is too small", w.Window, w.Lookahead)
@@ -210,18 +231,31 @@ func (s *Source) onWelcome(w wire.Welcome) error {
 	return nil
 }
 
+// can reports that the source has what a tier needs.
+func (s *Source) can(t wire.Tier) bool {
+	switch t {
+	case wire.TierFull, wire.TierDigest:
+		return true
+	case wire.TierAllocated:
+		return s.hello.Allocated && len(s.offer.Allocated) == len(s.shape)
+	case wire.TierCBT:
+		return s.hello.Base != "" && len(s.offer.Changes) == len(s.shape)
+	}
+	return false
+}
+
 // segmentStart is the beginning of the segment p lies in.
 func (s *Source) segmentStart(p wire.Position) wire.Position {
 	return wire.Position{Volume: p.Volume, Segment: p.Segment, Offset: int64(p.Segment) * digest.SegmentSize}
 }
 
-// expected is how many segment digests of volume v must be there before the walk begins: all in tier digest, those
-// already proven in tier full.
+// expected is how many segment digests of volume v must be there before the walk begins: all in a tier that compares,
+// else those already proven.
 func (s *Source) expected(v int) int {
 	segments := s.shape.geo(v).Segments()
 	start := s.welcome.Start
 	switch {
-	case s.welcome.Tier == wire.TierDigest || v < start.Volume:
+	case s.welcome.Tier.Compares() || v < start.Volume:
 		return segments
 	case v == start.Volume:
 		return start.Segment
@@ -294,18 +328,75 @@ func (s *Source) advance(out []Action) []Action {
 func (s *Source) openTasks(out []Action) []Action {
 	for len(s.tasks) < s.welcome.Lookahead && s.next != s.shape.end() {
 		t := &task{volume: s.next.Volume, segment: s.next.Segment}
-		geo := s.shape.geo(t.volume)
-		start := s.welcome.Start
-		partly := start.Volume == t.volume && start.Segment == t.segment && start.Offset > geo.SegmentStart(t.segment)
-		if s.welcome.Tier == wire.TierFull && !partly {
-			t.state = taskReading
-			t.mine = make([]digest.Digest, geo.SegmentBlocks(t.segment))
-			t.todo = []digest.Extent{{Offset: geo.SegmentStart(t.segment), Length: geo.SegmentLen(t.segment)}}
-		} else {
-			out = append(out, Scan{Volume: t.volume, Segment: t.segment})
-		}
+		out = s.open(out, t)
 		s.tasks = append(s.tasks, t)
 		s.next = s.shape.after(t.volume, t.segment)
+	}
+	return out
+}
+
+// open finds out how a segment is to be dealt with.
+func (s *Source) open(out []Action, t *task) []Action {
+	geo := s.shape.geo(t.volume)
+	whole := digest.Extent{Offset: geo.SegmentStart(t.segment), Length: geo.SegmentLen(t.segment)}
+	start := s.welcome.Start
+	partly := start.Volume == t.volume && start.Segment == t.segment && start.Offset > whole.Offset
+	switch {
+	case s.welcome.Tier == wire.TierCBT:
+		if partly {
+			whole.Length -= start.Offset - whole.Offset
+			whole.Offset = start.Offset
+		}
+		t.todo = within(s.offer.Changes[t.volume], whole)
+		t.state = taskReading
+		// Its digest follows from what the target holds, and from what is sent.
+		if partly || len(t.todo) > 0 {
+			t.state = taskAsking
+			out = append(out, Send{Message: wire.Want{Volume: t.volume, Segment: t.segment}})
+		}
+	case s.welcome.Tier == wire.TierDigest || partly:
+		out = append(out, Scan{Volume: t.volume, Segment: t.segment})
+	default:
+		t.state = taskReading
+		t.mine = make([]digest.Digest, geo.SegmentBlocks(t.segment))
+		t.todo = []digest.Extent{whole}
+		if s.welcome.Tier == wire.TierAllocated {
+			t.sparse, t.emitted = true, whole.Offset
+			t.todo = toBlocks(within(s.offer.Allocated[t.volume], whole), geo.Size)
+		}
+	}
+	return out
+}
+
+// within is the part of a list of extents that lies in x.
+func within(list []digest.Extent, x digest.Extent) []digest.Extent {
+	first, _ := slices.BinarySearchFunc(list, x.Offset, func(e digest.Extent, at int64) int {
+		return cmp.Compare(e.Offset+e.Length, at+1)
+	})
+	var out []digest.Extent
+	for _, e := range list[first:] {
+		from, to := max(e.Offset, x.Offset), min(e.Offset+e.Length, x.Offset+x.Length)
+		if from >= x.Offset+x.Length {
+			break
+		}
+		if from < to {
+			out = append(out, digest.Extent{Offset: from, Length: to - from})
+		}
+	}
+	return out
+}
+
+// toBlocks widens extents to whole blocks and joins those that meet.
+func toBlocks(list []digest.Extent, size int64) []digest.Extent {
+	var out []digest.Extent
+	for _, e := range list {
+		from := e.Offset &^ (digest.BlockSize - 1)
+		to := min(size, (e.Offset+e.Length+digest.BlockSize-1)&^(digest.BlockSize-1))
+		if n := len(out); n > 0 && out[n-1].Offset+out[n-1].Length >= from {
+			out[n-1].Length = max(out[n-1].Length, to-out[n-1].Offset)
+			continue
+		}
+		out = append(out, digest.Extent{Offset: from, Length: to - from})
 	}
 	return out
 }
@@ -318,24 +409,47 @@ func (s *Source) askReads(out []Action) []Action {
 			return out
 		}
 		for len(t.todo) > 0 {
-			x := &t.todo[0]
-			n := min(x.Length, wire.MaxRecord)
-			if inFlight := s.reading + s.flying; inFlight > 0 && inFlight+n > s.welcome.Window {
+			r, bytes, rest := nextRead(t.todo, s.shape.geo(t.volume).Size)
+			if inFlight := s.reading + s.flying; inFlight > 0 && inFlight+bytes > s.welcome.Window {
 				return out
 			}
 			s.seq++
+			t.todo = rest
 			t.asked++
-			s.reading += n
-			s.reads = append(s.reads, pendingRead{seq: s.seq, task: t, offset: x.Offset, length: int(n)})
-			out = append(out, Read{Seq: s.seq, Volume: t.volume, Offset: x.Offset, Length: int(n)})
-			x.Offset += n
-			x.Length -= n
-			if x.Length == 0 {
-				t.todo = t.todo[1:]
-			}
+			s.reading += bytes
+			last := r.Pieces[len(r.Pieces)-1]
+			s.reads = append(s.reads, pendingRead{
+				seq: s.seq, task: t, offset: r.Offset, end: last.Offset + last.Length, bytes: bytes,
+			})
+			r.Seq, r.Volume = s.seq, t.volume
+			out = append(out, r)
 		}
 	}
 	return out
+}
+
+// nextRead takes from the front of todo what lies in one run of blocks that a record could carry. It never leaves a
+// part of a block to the next read, which would have to read it again.
+func nextRead(todo []digest.Extent, size int64) (r Read, bytes int64, rest []digest.Extent) {
+	first := todo[0].Offset &^ (digest.BlockSize - 1)
+	limit := first + wire.MaxRecord
+	blocksEnd := first
+	rest = todo
+	for len(rest) > 0 && rest[0].Offset < limit && rest[0].Offset&^(digest.BlockSize-1) <= blocksEnd {
+		x := rest[0]
+		if over := x.Offset + x.Length - limit; over > 0 {
+			x.Length -= over
+			rest = slices.Clone(rest)
+			rest[0] = digest.Extent{Offset: limit, Length: over}
+		} else {
+			rest = rest[1:]
+		}
+		r.Pieces = append(r.Pieces, x)
+		bytes += x.Length
+		blocksEnd = (x.Offset + x.Length + digest.BlockSize - 1) &^ (digest.BlockSize - 1)
+	}
+	r.Offset, r.Length = first, int(min(blocksEnd, size)-first)
+	return r, bytes, rest
 }
 
 func (s *Source) find(volume, segment int, state taskState) *task {
@@ -354,8 +468,7 @@ func (s *Source) onScanned(e Scanned) ([]Action, error) {
 		return nil, fmt.Errorf("scan of volume %d segment %d was not asked for", e.Volume, e.Segment)
 	}
 	t.mine, t.scanned = e.Digests, true
-	full := s.welcome.Tier == wire.TierFull
-	if !full && digest.Segment(t.mine) == s.theirs[t.volume][t.segment] {
+	if s.welcome.Tier.Compares() && digest.Segment(t.mine) == s.theirs[t.volume][t.segment] {
 		t.state = taskReading
 		return nil, nil
 	}
@@ -365,8 +478,12 @@ func (s *Source) onScanned(e Scanned) ([]Action, error) {
 
 func (s *Source) onBlockDigests(m wire.BlockDigests) error {
 	t := s.find(m.Volume, m.Segment, taskAsking)
-	if t == nil || len(m.Digests) != len(t.mine) {
+	if t == nil || len(m.Digests) != s.shape.geo(m.Volume).SegmentBlocks(m.Segment) {
 		return violation("block digests of volume %d segment %d were not asked for", m.Volume, m.Segment)
+	}
+	if s.welcome.Tier == wire.TierCBT {
+		t.mine, t.state = m.Digests, taskReading
+		return nil
 	}
 	t.todo = s.shape.geo(t.volume).Differences(t.segment, t.mine, m.Digests)
 	t.state = taskReading
@@ -381,7 +498,7 @@ func (s *Source) onReadDone(e ReadDone) ([]Action, error) {
 	s.reads = s.reads[1:]
 	t := r.task
 	t.arrived++
-	s.reading -= int64(r.length)
+	s.reading -= r.bytes
 	first := int((r.offset - s.shape.geo(t.volume).SegmentStart(t.segment)) / digest.BlockSize)
 	for i, d := range e.Digests {
 		if t.scanned && t.mine[first+i] != d {
@@ -389,8 +506,13 @@ func (s *Source) onReadDone(e ReadDone) ([]Action, error) {
 		}
 		t.mine[first+i] = d
 	}
-	end := wire.Position{Volume: t.volume, Segment: t.segment, Offset: r.offset + int64(r.length)}
-	s.totals.Changed += s.firstFound(end, int64(r.length))
+	var out []Action
+	if t.sparse {
+		out = s.addGap(out, t, r.offset)
+		t.emitted = r.end
+	}
+	end := wire.Position{Volume: t.volume, Segment: t.segment, Offset: r.end}
+	s.totals.Changed += s.firstFound(end, r.bytes)
 	for _, m := range e.Records {
 		if h, ok := m.(wire.Hole); ok {
 			s.totals.Zero += s.firstFound(h.End(), h.Length)
@@ -405,7 +527,6 @@ func (s *Source) onReadDone(e ReadDone) ([]Action, error) {
 			last = i
 		}
 	}
-	var out []Action
 	for i, m := range e.Records {
 		switch m := m.(type) {
 		case wire.Hole:
@@ -465,9 +586,26 @@ func (s *Source) flushHole(out []Action) []Action {
 	return out
 }
 
+// addGap sends what was never written, up to an offset, as a hole.
+func (s *Source) addGap(out []Action, t *task, to int64) []Action {
+	if t.emitted >= to {
+		return out
+	}
+	return s.addHole(out, wire.Hole{Volume: t.volume, Offset: t.emitted, Length: to - t.emitted})
+}
+
 func (s *Source) endSegment(out []Action, t *task) []Action {
+	geo := s.shape.geo(t.volume)
+	if t.sparse {
+		out = s.addGap(out, t, geo.SegmentStart(t.segment)+geo.SegmentLen(t.segment))
+	}
 	out = s.flushHole(out)
-	d := digest.Segment(t.mine)
+	var d digest.Digest
+	if t.mine == nil {
+		d = s.theirs[t.volume][t.segment] // nothing of it is on the list
+	} else {
+		d = digest.Segment(t.mine)
+	}
 	s.mine[t.volume] = append(s.mine[t.volume], d)
 	return append(out, Send{Message: wire.SegmentEnd{Volume: t.volume, Segment: t.segment, Digest: d}})
 }

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"slices"
+
 	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
@@ -48,14 +50,14 @@ type Target struct {
 	done    bool
 }
 
-// NewTarget begins with a welcomed source. expect holds, in tier digest, the segment digests of what the replica
-// holds; in tier full it is ignored. Records of an earlier connection are given to Restore before the first Step.
+// NewTarget begins with a welcomed source. expect holds, in a tier that compares, the segment digests of what the
+// replica holds; else it is ignored. Records of an earlier connection are given to Restore before the first Step.
 func NewTarget(hello wire.Hello, tier wire.Tier, expect [][]digest.Digest) *Target {
 	t := &Target{
 		point: hello.Point, shape: hello.Members, tier: tier, expect: expect,
 		overlay: map[int]digest.Digest{}, bases: map[[2]int][]digest.Digest{},
 	}
-	if tier == wire.TierFull {
+	if !tier.Compares() {
 		t.expect = make([][]digest.Digest, len(t.shape))
 		for v := range t.shape {
 			t.expect[v] = make([]digest.Digest, t.shape.geo(v).Segments())
@@ -103,7 +105,7 @@ func (t *Target) Opening() []wire.Message {
 	var out []wire.Message
 	for v := range t.shape {
 		digests := t.expect[v]
-		if t.tier == wire.TierFull {
+		if !t.tier.Compares() {
 			digests = digests[:t.proven(v)]
 		}
 		for first := 0; first < len(digests); first += wire.MaxDigests {
@@ -162,7 +164,7 @@ func (t *Target) onWant(w wire.Want) ([]Action, error) {
 	if t.loads+len(t.bases) >= Lookahead {
 		return nil, violation("it wants block digests of more than %d segments at a time", Lookahead)
 	}
-	if t.tier == wire.TierFull {
+	if !t.tier.Compares() {
 		blocks := make([]digest.Digest, t.shape.geo(w.Volume).SegmentBlocks(w.Segment))
 		for i := range blocks {
 			blocks[i] = digest.Unknown
@@ -194,11 +196,16 @@ func (t *Target) pending(volume, segment int, base []digest.Digest) []digest.Dig
 	return out
 }
 
-// extent is the part of a volume a record is about.
+// extent is the part of a volume a record is about, and what the blocks it touches will hold: a block that further
+// records complete is Unknown until then.
 func extent(record wire.Message) (volume int, x digest.Extent, digests []digest.Digest) {
 	switch m := record.(type) {
 	case wire.Data:
-		return m.Volume, digest.Extent{Offset: m.Offset, Length: int64(m.Length)}, m.Digests
+		digests = m.Digests
+		if m.More {
+			digests = append(slices.Clip(digests), digest.Unknown)
+		}
+		return m.Volume, digest.Extent{Offset: m.Offset, Length: int64(m.Length)}, digests
 	case wire.Hole:
 		blocks := (m.Length + digest.BlockSize - 1) / digest.BlockSize
 		return m.Volume, digest.Extent{Offset: m.Offset, Length: m.Length}, make([]digest.Digest, blocks)
@@ -223,13 +230,22 @@ func (t *Target) place(record wire.Message) (wire.Position, error) {
 	from := max(t.cursor.Offset, geo.SegmentStart(segment))
 	to := geo.SegmentStart(segment) + geo.SegmentLen(segment)
 	end := x.Offset + x.Length
-	if at != volume || x.Offset < from || end > to {
+	if at != volume || x.Offset < from || end > to || x.Offset%t.grain(record) != 0 {
 		return wire.Position{}, violation("a record of volume %d from %d to %d in place of volume %d from %d to %d", at, x.Offset, end, volume, from, to)
 	}
-	if end%digest.BlockSize != 0 && end != geo.Size {
-		return wire.Position{}, violation("a record of volume %d ends at %d, inside a block", at, end)
+	if end%t.grain(record) != 0 && end != geo.Size {
+		return wire.Position{}, violation("a record of volume %d ends at %d, which is no multiple of %d", at, end, t.grain(record))
 	}
 	return wire.Position{Volume: at, Segment: segment, Offset: end}, nil
+}
+
+// grain is what a record's end is a multiple of. Where the target's blocks do not matter, or the record is a hole, it
+// has whole blocks: nothing of a block would be known otherwise.
+func (t *Target) grain(record wire.Message) int64 {
+	if _, hole := record.(wire.Hole); hole || !t.tier.Compares() {
+		return digest.BlockSize
+	}
+	return wire.Grain
 }
 
 // accept takes a record that place allowed.
@@ -257,7 +273,7 @@ func (t *Target) onRecord(e Event) ([]Action, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, asked := t.bases[[2]int{t.cursor.Volume, t.cursor.Segment}]; !asked && t.tier != wire.TierFull {
+	if _, asked := t.bases[[2]int{t.cursor.Volume, t.cursor.Segment}]; !asked && t.tier.Compares() {
 		return nil, violation("a record of a segment whose block digests it did not ask for")
 	}
 	t.accept(record, after)

@@ -96,6 +96,22 @@ func (s *Spool) Sync() error {
 	return nil
 }
 
+// BeginSync takes note that everything appended so far is about to be made durable, by the function it returns. That
+// may run while more is appended; what was appended meanwhile is not covered.
+func (s *Spool) BeginSync() func() error {
+	if s.log == nil || !s.log.dirty {
+		return func() error { return nil }
+	}
+	s.log.dirty = false
+	f := s.log.file
+	return func() error {
+		if err := f.Sync(); err != nil {
+			return fmt.Errorf("sync spool: %w", err)
+		}
+		return nil
+	}
+}
+
 // Size is how many bytes of records the open log holds.
 func (s *Spool) Size() int64 {
 	if s.log == nil {

@@ -37,6 +37,8 @@ type State struct {
 	Applied bool `json:"applied"`
 	// Mixed says that a direct copy was left half-way, or that a committed delta could not be applied whole.
 	Mixed bool `json:"mixed,omitempty"`
+	// Verified is the last committed point whose replica was compared with the source block by block.
+	Verified *session.Point `json:"verified,omitempty"`
 	// Delta is arriving, or, when Applied is false, being applied.
 	Delta *Delta `json:"delta,omitempty"`
 	// Maps has the digest maps that describe the replica, by volume name. A map is only here while it is true.
@@ -47,10 +49,12 @@ type State struct {
 
 // Delta is one delta of one instant.
 type Delta struct {
-	Serial  uint64        `json:"serial"`
-	Point   session.Point `json:"point"`
-	Tier    wire.Tier     `json:"tier"`
-	Direct  bool          `json:"direct"`
+	Serial uint64        `json:"serial"`
+	Point  session.Point `json:"point"`
+	Tier   wire.Tier     `json:"tier"`
+	Direct bool          `json:"direct"`
+	// Verify says that it was made by comparing all of both sides.
+	Verify  bool          `json:"verify,omitempty"`
 	Reason  string        `json:"reason"`
 	Members []wire.Member `json:"members"`
 	// Records is how many records the log holds; it is set by the commit.
@@ -155,7 +159,8 @@ func (s *Spool) Raise(epoch uint64) error {
 	return s.saveAndSweep(next)
 }
 
-// Begin records that a delta begins to arrive. There must be none.
+// Begin records that a delta begins to arrive. There must be none. One that goes straight onto the replica ends what
+// recovery point that holds.
 func (s *Spool) Begin(d Delta) error {
 	if s.state.Delta != nil {
 		return errors.New("begin delta: there is one already")
@@ -164,6 +169,9 @@ func (s *Spool) Begin(d Delta) error {
 	next.Serial++
 	d.Serial = next.Serial
 	next.Delta = &d
+	if d.Direct {
+		next.Committed, next.Applied = nil, false
+	}
 	return s.save(next)
 }
 
@@ -237,6 +245,9 @@ func (s *Spool) Finish(maps map[string]MapRef) error {
 	next := s.state
 	next.Applied = true
 	next.Mixed = false
+	if next.Delta != nil && next.Delta.Verify {
+		next.Verified = next.Committed
+	}
 	next.Delta = nil
 	next.Maps = maps
 	return s.saveAndSweep(next)

@@ -30,6 +30,11 @@ type Volume interface {
 	Sync() error
 }
 
+// Reserver is a volume whose space can be allocated ahead of writing it.
+type Reserver interface {
+	Reserve(off, length int64)
+}
+
 // Buffer is memory of n bytes that File reads into and writes from without a copy in the kernel.
 func Buffer(n int) []byte {
 	raw := make([]byte, n+Align)
@@ -40,6 +45,7 @@ func Buffer(n int) []byte {
 	return raw[skip : skip+n : skip+n]
 }
 
-func aligned(p []byte, off int64) bool {
-	return off%Align == 0 && uintptr(unsafe.Pointer(unsafe.SliceData(p)))%Align == 0
-}
+// Aligned reports that File can write p as it is, without a copy in the kernel.
+func Aligned(p []byte) bool { return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%Align == 0 }
+
+func aligned(p []byte, off int64) bool { return off%Align == 0 && Aligned(p) }

@@ -299,6 +299,8 @@ func (r *reader) position() Position {
 //	+---------+-------------+----------------+--------------+------------+------------+------------+
 //	| reason text | lookahead u16 |
 //	+-------------+---------------+
+//	| verify flag |                     since version 2
+//	+-------------+
 type Welcome struct {
 	Tier      Tier
 	Direct    bool // records go straight onto the replica: there is no point to protect
@@ -307,7 +309,8 @@ type Welcome struct {
 	Start     Position
 	Window    int64 // bytes of records the source may have unacknowledged
 	Reason    string
-	Lookahead int // segments the source may have asked the block digests of and not ended
+	Lookahead int  // segments the source may have asked the block digests of and not ended
+	Verify    bool // what the target says it holds was read from its replica for this session
 }
 
 func (Welcome) Type() Type { return TypeWelcome }
@@ -323,12 +326,18 @@ func (m Welcome) fields(b []byte) ([]byte, []byte) {
 	return binary.LittleEndian.AppendUint16(b, uint16(m.Lookahead)), nil
 }
 
+func (m Welcome) grow(b []byte) []byte { return appendFlag(b, m.Verify) }
+
 func decodeWelcome(r *reader) Message {
-	return Welcome{
+	m := Welcome{
 		Tier: Tier(r.u8()), Direct: r.flag(), Committed: r.flag(), Resumed: r.flag(),
 		Start:  r.position(),
 		Window: r.bytesIn("window"), Reason: r.text(MaxText, "reason"), Lookahead: int(r.u16()),
 	}
+	if r.version >= 2 && !r.ended() {
+		m.Verify = r.flag()
+	}
+	return m
 }
 
 // SegmentDigests says what the target expects to hold, segment by segment, once all it has stored is applied.

@@ -62,7 +62,7 @@ var fine = map[string]wire.Message{
 		Members: []wire.Member{{Name: "data", Size: 3<<30 + 512}, {Name: "files", Kind: wire.KindTree}},
 		Base:    "p1", Allocated: true, Verify: true, Note: "the driver has no list",
 	},
-	"welcome-cbt": wire.Welcome{Tier: wire.TierCBT, Window: 1 << 20, Reason: "listed", Lookahead: 4},
+	"welcome-cbt": wire.Welcome{Tier: wire.TierCBT, Window: 1 << 20, Reason: "listed", Lookahead: 4, Verify: true},
 	"data-more": wire.Data{
 		Volume: 1, Codec: wire.CodecZstd, More: true, Offset: 64<<20 + 4096, Length: 65536,
 		Digests: []digest.Digest{d(9)}, Payload: []byte("packed"),
