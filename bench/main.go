@@ -1,372 +1,236 @@
-// Command bench measures the replication engine against what the machine's own tools reach in the same run,
-// alternating, and prints medians and ratios. Its last lines are for scripts: "ratio NAME VALUE", our time
-// over theirs, below 1 is faster.
+// Command bench measures the replication engine against what the machine's own tools reach in the same run, by turns,
+// and prints medians and ratios. Its last lines are for scripts: "ratio NAME VALUE", our time over theirs, below 1 is
+// faster. README.md tells what each row means and how to read noise.
 //
-// It runs the engine as two processes over TLS on loopback, as pods do. Nothing here is a test: figures of a
-// shared machine vary by a third and more, so only ratios of one run mean anything.
+// It runs the engine as two processes over TLS, as pods do, and its peers as their users would, all durable at the
+// end. It lives in network and mount namespaces of its own: bytes on the wire can be counted, and nothing it mounts
+// outlives it. It is no test: figures of a shared machine vary by a third and more, only ratios of one run mean
+// anything.
+//
+// Begin with stages, the table of all work; then play, which takes turns; then measured.
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
-	"os/exec"
+	"os/signal"
 	"path/filepath"
-	"slices"
-	"strings"
-	"text/tabwriter"
+	"regexp"
 	"time"
 
-	"lifeboat.dev/lifeboat/internal/link/identity"
-	"lifeboat.dev/lifeboat/internal/mover/engine"
+	"golang.org/x/sys/unix"
 )
 
 func main() {
-	if err := run(); err != nil {
+	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
+// bench is one run.
 type bench struct {
-	lifeboat, dir string
-	size          int64
-	pairs         int
-	source        string
-	rows          []row
+	options
+	self       string   // this program
+	east, west string   // folders with identities
+	leaving    []func() // undo what the present stage made, newest first
 }
 
-// row is one comparison: the times of each pair, in order.
-type row struct {
-	name         string
-	ours, theirs []time.Duration
-	note         string
+type options struct {
+	lifeboat string
+	dir      string
+	rows     *regexp.Regexp
+	size     int64
+	files    int
+	pairs    int
+	patience time.Duration
+	profile  string
+	list     bool
+
+	memorySize    int64
+	memoryWritten int64
 }
 
-func run() error {
-	b := bench{}
-	flag.StringVar(&b.lifeboat, "lifeboat", "bin/lifeboat", "the lifeboat binary")
-	flag.StringVar(&b.dir, "dir", "", "folder on the file system to measure (empty: a temporary one)")
-	flag.Int64Var(&b.size, "size", 1<<30, "bytes of the volume")
-	flag.IntVar(&b.pairs, "pairs", 5, "pairs of each comparison")
-	flag.Parse()
-	if b.dir == "" {
-		dir, err := os.MkdirTemp("", "lifeboat-bench")
-		if err != nil {
-			return err
-		}
-		defer func() { _ = os.RemoveAll(dir) }()
-		b.dir = dir
+func run(args []string) error {
+	if len(args) > 0 && args[0] == moverVerb {
+		return runMover(args[1:])
 	}
-	b.source = filepath.Join(b.dir, "source.img")
-	for _, c := range []func() error{b.fullRandom, b.digest} {
-		if err := c(); err != nil {
-			return err
-		}
-	}
-	return b.print(os.Stdout)
-}
-
-// fullRandom is a first copy of incompressible data that is not in the page cache, against cp and a sync.
-func (b *bench) fullRandom() error {
-	if err := writeRandom(b.source, b.size, 1); err != nil {
+	o, err := parse(args)
+	if err != nil {
 		return err
 	}
-	r := row{name: "full-random-cold/cp"}
-	for range b.pairs {
-		if err := b.fresh(); err != nil {
-			return err
-		}
-		ours, report, err := b.session("first")
-		if err != nil {
-			return err
-		}
-		r.ours, r.note = append(r.ours, ours), fmt.Sprintf("%s, %d bytes sent", report.Tier, report.BytesSent)
-		if err := b.cool(); err != nil {
-			return err
-		}
-		began := time.Now()
-		if err := command("sh", "-c", fmt.Sprintf("cp --reflink=never %s %s && sync %s", b.source, b.path("copy.img"), b.path("copy.img"))); err != nil {
-			return err
-		}
-		r.theirs = append(r.theirs, time.Since(began))
-		if err := command("cmp", b.source, b.path("replica.img")); err != nil {
-			return fmt.Errorf("the replica differs from its source: %w", err)
+	b := &bench{options: o}
+	chosen := wanted(b.stages(), o.rows)
+	if len(chosen) == 0 {
+		return fmt.Errorf("--rows %s: no row has such a name; --list shows them all", o.rows)
+	}
+	if o.list {
+		list(os.Stdout, chosen)
+		return nil
+	}
+	if !isolated() {
+		return isolate(chosen)
+	}
+	return b.run(chosen)
+}
+
+// stages is all the work there is, in the order it is done.
+func (b *bench) stages() []stage {
+	return []stage{b.empty(), b.delta(), b.fullRandom(), b.fullText(), b.slowLink(), b.fullSparse(), b.archives(), b.small(), b.resume(), b.memory()}
+}
+
+func list(out io.Writer, chosen []stage) {
+	for _, st := range chosen {
+		for _, s := range st.scenes {
+			for _, r := range s.rows {
+				fmt.Fprintf(out, "%s\t%s\n", r.name, goal(r.goal))
+			}
 		}
 	}
-	b.rows = append(b.rows, r)
+}
+
+func parse(args []string) (options, error) {
+	o := options{}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	rows := flags.String("rows", "", "measure only rows whose name matches this regular expression (empty: all)")
+	size, memorySize, memoryWritten := bytesFlag(4<<30), bytesFlag(1<<40), bytesFlag(0)
+	flags.StringVar(&o.lifeboat, "lifeboat", "bin/lifeboat", "the lifeboat binary")
+	flags.StringVar(&o.dir, "dir", "/var/tmp", "folder on the file system to measure; a folder of its own is made in it and removed")
+	flags.Var(&size, "size", "size of volumes, such as 4GiB")
+	flags.IntVar(&o.files, "files", 100_000, "how many small files")
+	flags.IntVar(&o.pairs, "pairs", 5, "pairs of each comparison")
+	flags.DurationVar(&o.patience, "patience", 15*time.Minute, "how long one run of one contender may take")
+	flags.StringVar(&o.profile, "profile", "", "write CPU profiles of the movers to this folder; times are then not comparable")
+	flags.BoolVar(&o.list, "list", false, "list rows and goals, and measure nothing")
+	flags.Var(&memorySize, "memory-size", "size of the volume of the row about memory")
+	flags.Var(&memoryWritten, "memory-written", "how much of it is written (0: 1 %)")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	pattern, err := regexp.Compile(*rows)
+	if err != nil {
+		return o, fmt.Errorf("--rows: %w", err)
+	}
+	o.rows, o.size, o.memorySize, o.memoryWritten = pattern, int64(size), int64(memorySize), int64(memoryWritten)
+	if o.memoryWritten == 0 {
+		o.memoryWritten = o.memorySize / 100
+	}
+	switch {
+	case flags.NArg() > 0:
+		return o, fmt.Errorf("%q is not understood: all is said with flags, see --help", flags.Arg(0))
+	case o.size < 16<<20 || o.size%(1<<20) != 0:
+		return o, fmt.Errorf("--size is %d bytes: give whole MiB, at least 16MiB", o.size)
+	case o.memorySize < 16<<20 || o.memoryWritten > o.memorySize:
+		return o, fmt.Errorf("--memory-size is %d and --memory-written %d bytes: give at least 16MiB, and no more written than there is", o.memorySize, o.memoryWritten)
+	case o.pairs < 1, o.files < 100:
+		return o, fmt.Errorf("--pairs is %d and --files %d: give at least 1 and 100", o.pairs, o.files)
+	}
+	return o, nil
+}
+
+// run measures stage after stage. A scene that fails does not stop the others.
+func (b *bench) run(chosen []stage) (err error) {
+	ctx, stop := signal.NotifyContext(context.Background(), interrupts...)
+	defer stop()
+	if b.lifeboat, err = filepath.Abs(b.lifeboat); err != nil {
+		return err
+	}
+	if _, err := os.Stat(b.lifeboat); err != nil {
+		return fmt.Errorf("the lifeboat binary is missing, run make build: %w", err)
+	}
+	if b.self, err = os.Executable(); err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	if err := loopbackUp(ctx); err != nil {
+		return err
+	}
+	if b.profile != "" {
+		if err := os.MkdirAll(b.profile, 0o755); err != nil {
+			return fmt.Errorf("--profile: %w", err)
+		}
+	}
+	if b.dir, err = os.MkdirTemp(b.dir, "lifeboat-bench-"); err != nil {
+		return fmt.Errorf("--dir: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(b.dir) }()
+	if b.east, b.west, err = identities(b.dir, time.Now()); err != nil {
+		return err
+	}
+	b.head(os.Stdout)
+	began := time.Now()
+	var all []outcome
+	for _, st := range chosen {
+		b.perform(ctx, st, func(r result) {
+			r.report(os.Stdout)
+			b.say("%s: done in %v", r.scene.name, r.took.Round(time.Second))
+			all = append(all, r.outcomes()...)
+		})
+		if ctx.Err() != nil {
+			return errors.New("interrupted; what was made is put away")
+		}
+	}
+	fmt.Printf("\n%d rows in %v\n", len(all), time.Since(began).Round(time.Second))
+	if unmeasured := summary(os.Stdout, all); unmeasured > 0 {
+		return fmt.Errorf("%d of %d rows were not measured; the tables say why", unmeasured, len(all))
+	}
 	return nil
 }
 
-// digest is a later session after 1 % changed, against one direct read of the volume.
-func (b *bench) digest() error {
-	if err := b.fresh(); err != nil {
-		return err
+func (b *bench) head(out *os.File) {
+	kernel := unix.Utsname{}
+	_ = unix.Uname(&kernel)
+	fmt.Fprintf(out, "kernel %s, %d processors, volumes of %s, %d files, medians of %d pairs in %s\n",
+		unix.ByteSliceToString(kernel.Release[:]), processors(), binary(b.size), b.files, b.pairs, filepath.Dir(b.dir))
+	fmt.Fprintln(out, "CPU is user and system time of all processes of a contender; work of kernel threads (writeback, loop devices) is in nobody's.")
+	fmt.Fprintln(out, "Wire is what passed the network device in both directions, with the headers of TCP and IP. Peak memory is the sum over its processes, page cache aside.")
+	if b.profile != "" {
+		fmt.Fprintln(out, "The movers write profiles: their times are not comparable.")
 	}
-	if _, _, err := b.session("base"); err != nil {
-		return err
-	}
-	r := row{name: "delta1pct-digest/read"}
-	for i := range b.pairs {
-		if err := change(b.source, b.size, uint64(i)); err != nil {
-			return err
-		}
-		if err := b.cool(); err != nil {
-			return err
-		}
-		ours, report, err := b.session(fmt.Sprintf("delta-%d", i))
-		if err != nil {
-			return err
-		}
-		r.ours, r.note = append(r.ours, ours), fmt.Sprintf("%s, %d bytes changed", report.Tier, report.BytesChanged)
-		if err := b.cool(); err != nil {
-			return err
-		}
-		began := time.Now()
-		if err := command("dd", "if="+b.source, "of=/dev/null", "bs=1M", "iflag=direct", "status=none"); err != nil {
-			return err
-		}
-		r.theirs = append(r.theirs, time.Since(began))
-		if err := command("cmp", b.source, b.path("replica.img")); err != nil {
-			return fmt.Errorf("the replica differs from its source: %w", err)
-		}
-	}
-	b.rows = append(b.rows, r)
-	return nil
+}
+
+// say tells the one who waits what goes on.
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s "+format+"\n", append([]any{time.Now().Format(time.TimeOnly)}, args...)...)
 }
 
 func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
 
-// fresh forgets the target and empties the page cache.
-func (b *bench) fresh() error {
-	for _, name := range []string{"replica.img", "copy.img", "spool"} {
-		if err := os.RemoveAll(b.path(name)); err != nil {
-			return err
+// enter begins a stage; what it returns ends it: everything it left is undone, newest first, and its files removed.
+func (b *bench) enter() (leave func()) {
+	outer, dir := b.leaving, b.dir
+	b.leaving = nil
+	b.dir = filepath.Join(dir, "stage")
+	_ = os.MkdirAll(b.dir, 0o755)
+	return func() {
+		for i := len(b.leaving) - 1; i >= 0; i-- {
+			b.leaving[i]()
 		}
-	}
-	f, err := os.Create(b.path("replica.img"))
-	if err != nil {
-		return err
-	}
-	if err := f.Truncate(b.size); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return b.cool()
-}
-
-func (b *bench) cool() error {
-	return command("sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches")
-}
-
-// session runs one session between two processes and returns how long the source took, process start included.
-func (b *bench) session(point string) (time.Duration, *engine.Report, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	defer cancel()
-	now := time.Now()
-	east, west, err := identities(b.dir, now)
-	if err != nil {
-		return 0, nil, err
-	}
-	address, err := freeAddress()
-	if err != nil {
-		return 0, nil, err
-	}
-	target := engine.TargetConfig{
-		Replication: "bench/volume", Epoch: 1, Volumes: []engine.TargetVolume{{Name: "volume", Device: b.path("replica.img")}},
-		Spool: b.path("spool"), Listen: address, IdentityDir: west, PeerIdentity: identity.ReplicationURI("east", "bench", "volume"),
-	}
-	stop, err := b.start(ctx, target, address)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer stop()
-	source := engine.SourceConfig{
-		Replication: "bench/volume", Epoch: 1, Point: point, PointTime: now.UTC(), Volumes: []engine.SourceVolume{{Name: "volume", Device: b.source}},
-		Address: address, ServerName: identity.ReceiverServerName("bench", "volume"), IdentityDir: east,
-		PeerIdentity: identity.ReplicationURI("west", "bench", "volume"), TerminationLog: b.path("report.json"),
-	}
-	config, err := writeConfig(b.path("source.json"), source)
-	if err != nil {
-		return 0, nil, err
-	}
-	began := time.Now()
-	if err := command(b.lifeboat, "mover", "source", "--config", config); err != nil {
-		return 0, nil, err
-	}
-	took := time.Since(began)
-	text, err := os.ReadFile(b.path("report.json"))
-	if err != nil {
-		return 0, nil, err
-	}
-	var report engine.Report
-	return took, &report, json.Unmarshal(text, &report)
-}
-
-// start runs a target until stop and returns once it accepts connections.
-func (b *bench) start(ctx context.Context, c engine.TargetConfig, address string) (stop func(), err error) {
-	config, err := writeConfig(b.path("target.json"), c)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(c.Spool, 0o755); err != nil {
-		return nil, err
-	}
-	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, b.lifeboat, "mover", "target", "--config", config)
-	cmd.Stderr = &stderr
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	stop = func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		<-ended
-	}
-	for {
-		conn, err := net.Dial("tcp", address)
-		if err == nil {
-			return stop, conn.Close()
+		if err := os.RemoveAll(b.dir); err != nil {
+			b.say("put away: %v", err)
 		}
-		select {
-		case err := <-ended:
-			return nil, fmt.Errorf("the target ended: %w\n%s", err, stderr.String())
-		case <-time.After(10 * time.Millisecond):
-		}
+		b.leaving, b.dir = outer, dir
 	}
 }
 
-func identities(dir string, now time.Time) (east, west string, err error) {
-	cas := map[string]*identity.CA{}
-	for _, cluster := range []string{"east", "west"} {
-		if cas[cluster], err = identity.NewCA(cluster, now); err != nil {
-			return "", "", err
-		}
-	}
-	write := func(cluster, peer string) (string, error) {
-		data, _, err := identity.IssueMoverSecretData(cas[cluster], cluster, "bench", "volume", cas[peer].CertPEM(), now)
-		if err != nil {
-			return "", err
-		}
-		folder := filepath.Join(dir, "identity-"+cluster)
-		if err := os.MkdirAll(folder, 0o700); err != nil {
-			return "", err
-		}
-		for name, pem := range data {
-			if err := os.WriteFile(filepath.Join(folder, name), pem, 0o600); err != nil {
-				return "", err
-			}
-		}
-		return folder, nil
-	}
-	if east, err = write("east", "west"); err != nil {
-		return "", "", err
-	}
-	west, err = write("west", "east")
-	return east, west, err
-}
+// leave remembers what to do at the end of the stage, whatever happens.
+func (b *bench) leave(undo func()) { b.leaving = append(b.leaving, undo) }
 
-func writeConfig(path string, c any) (string, error) {
-	text, err := json.Marshal(c)
-	if err != nil {
-		return "", err
+// room refuses work that the disk has no room for; a tenth stays free for others.
+func (b *bench) room(needs int64) error {
+	var at unix.Statfs_t
+	if err := unix.Statfs(b.dir, &at); err != nil {
+		return fmt.Errorf("look for free space: %w", err)
 	}
-	return path, os.WriteFile(path, text, 0o600)
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
-}
-
-func command(name string, args ...string) error {
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %s: %w", name, strings.TrimSpace(string(out)), err)
+	free := int64(at.Bavail) * at.Bsize
+	if free < needs+needs/10 {
+		return fmt.Errorf("%s has %s free and this needs %s: name a larger one with --dir, or less with --size", filepath.Dir(b.dir), binary(free), binary(needs+needs/10))
 	}
 	return nil
 }
 
-// writeRandom makes a file of bytes that nothing compresses.
-func writeRandom(path string, size int64, seed uint64) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	if _, err := io.CopyN(f, rand.NewChaCha8([32]byte{byte(seed)}), size); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-// change writes 1 % of the file anew, in pieces of 4 to 64 KiB at places that differ by seed.
-func change(path string, size int64, seed uint64) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	places := rand.New(rand.NewPCG(seed, 7))
-	content := rand.NewChaCha8([32]byte{byte(seed), 1})
-	piece := make([]byte, 64<<10)
-	for left := size / 100; left > 0; {
-		n := int64(4<<10) * (1 + places.Int64N(16))
-		if _, err := content.Read(piece[:n]); err != nil {
-			return err
-		}
-		if _, err := f.WriteAt(piece[:n], places.Int64N((size-n)/4096)*4096); err != nil {
-			return err
-		}
-		left -= n
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-func (b *bench) print(out io.Writer) error {
-	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(out, "medians of %d pairs, volume of %d bytes\n", b.pairs, b.size)
-	fmt.Fprintln(w, "comparison\tours\ttheirs\tratio\tnote\t")
-	for _, r := range b.rows {
-		fmt.Fprintf(w, "%s\t%.2f s\t%.2f s\t%.2f\t%s\t\n", r.name, median(r.ours).Seconds(), median(r.theirs).Seconds(), r.ratio(), r.note)
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	for _, r := range b.rows {
-		fmt.Fprintf(out, "ratio %s %.3f\n", r.name, r.ratio())
-	}
-	return nil
-}
-
-// ratio is the median of the pairs' ratios: noise that slows a whole pair cancels.
-func (r row) ratio() float64 {
-	ratios := make([]float64, len(r.ours))
-	for i := range r.ours {
-		ratios[i] = r.ours[i].Seconds() / r.theirs[i].Seconds()
-	}
-	slices.Sort(ratios)
-	return ratios[len(ratios)/2]
-}
-
-func median(d []time.Duration) time.Duration {
-	d = slices.Clone(d)
-	slices.Sort(d)
-	return d[len(d)/2]
-}
+// settle writes everything back that anybody left dirty.
+func (b *bench) settle() { unix.Sync() }

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+)
+
+// trees is a directory of small files and the copies that follow it.
+type trees struct {
+	deltas
+	source tree
+}
+
+// small is about many small files: what a file costs, not what a byte costs. They are in the page cache for everybody.
+func (b *bench) small() stage {
+	t := &trees{deltas: deltas{b: b, at: map[string]int{}, followed: map[string]*movers{}}}
+	st := stage{
+		needs: int64(b.files) * 8 << 10 * 6, peers: true,
+		setUp: func(context.Context) error {
+			t.source = tree{root: b.path("tree"), count: b.files}
+			return t.source.make(1)
+		},
+		scenes: []scene{{
+			name: "small-fresh", about: fmt.Sprintf("first copy of a directory of %d small files", b.files),
+			rows: []row{
+				{name: "small-fresh/rsync", ours: ours, theirs: "rsync", goal: 0.8},
+				{name: "small-fresh/cp", ours: ours, theirs: "cp"},
+				{name: "small-fresh/rclone", ours: ours, theirs: "rclone"},
+				{name: "small-fresh/restic", ours: ours, theirs: "restic"},
+			},
+			cast: func(ctx context.Context) ([]*contender, error) { return t.cast(ctx, true), nil },
+		}},
+	}
+	for _, part := range []struct {
+		name     string
+		fraction float64
+		goal     float64
+	}{{"small-0pct", 0, noGoal}, {"small-1pct", 0.01, 1}} {
+		st.scenes = append(st.scenes, scene{
+			name: part.name, about: fmt.Sprintf("%g %% of %d small files have other content", part.fraction*100, b.files),
+			rows: []row{
+				{name: part.name + "/rsync", ours: ours, theirs: "rsync", goal: part.goal},
+				{name: part.name + "/rclone", ours: ours, theirs: "rclone"},
+			},
+			cast: func(ctx context.Context) ([]*contender, error) { return t.cast(ctx, false), nil },
+			turn: func(context.Context, int) error {
+				t.turns++
+				return t.source.change(part.fraction, t.seed())
+			},
+		})
+	}
+	return st
+}
+
+func (t *trees) cast(ctx context.Context, anew bool) []*contender {
+	b := t.b
+	same := func(copy string) func() error { return func() error { return treesEqual(ctx, t.source.root, copy) } }
+	cp, cloned, restored := b.path("cp"), b.path("rclone"), b.path("restored/tree")
+	all := []*contender{
+		t.ours(anew),
+		t.stored(anew, same),
+		t.begun(plain("rclone", rcloneTree, t.source.root, cloned, false, anew, same(cloned)), anew),
+	}
+	if anew {
+		all = append(all,
+			plain("cp", cpTreeScript, t.source.root, cp, false, true, same(cp)),
+			b.restic(t.source.root, restored, false, true, same(restored)))
+	}
+	return all
+}
+
+// begun lets a contender whose every run brings its copy in step begin with such a run, unless it is in step or is to
+// begin anew each time.
+func (t *trees) begun(c *contender, anew bool) *contender {
+	work, prepare := c.work, c.prepare
+	if !anew {
+		c.base = func(ctx context.Context) error {
+			if err := prepare(ctx, 0); err != nil {
+				return err
+			}
+			_, err := work(ctx, 0)
+			return err
+		}
+	}
+	return t.follower(c)
+}
+
+func (t *trees) ours(anew bool) *contender {
+	m := t.own(ours, t.source.root, "replica")
+	c := &contender{
+		name: ours,
+		work: func(ctx context.Context, _ int) (usage, error) {
+			u, _, err := m.session(ctx, ask{})
+			return u, err
+		},
+		check: func(ctx context.Context) error { return treesEqual(ctx, t.source.root, m.target) },
+	}
+	if anew {
+		c.prepare = func(ctx context.Context, _ int) error { return m.forget(ctx) }
+		return t.follower(c)
+	}
+	c.base = func(ctx context.Context) error {
+		if err := m.forget(ctx); err != nil {
+			return err
+		}
+		_, _, err := m.session(ctx, ask{})
+		return err
+	}
+	return t.follower(c)
+}
+
+func (t *trees) stored(anew bool, same func(string) func() error) *contender {
+	if err := t.serve(); err != nil {
+		return &contender{name: "rsync", err: err}
+	}
+	copy := t.b.path("rsync/tree")
+	return t.begun(t.daemon.tree("rsync", t.source.root, copy, anew, same(copy)), anew)
+}
