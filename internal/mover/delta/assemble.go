@@ -2,7 +2,6 @@ package delta
 
 import (
 	"lifeboat.dev/lifeboat/internal/mover/digest"
-	"lifeboat.dev/lifeboat/internal/mover/volume"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
@@ -52,7 +51,6 @@ func (s step) place() (v int, end int64) {
 // assembler turns the items of a Reader into steps.
 type assembler struct {
 	in   *Reader
-	un   *unpacker
 	wide bool // whole windows of a hole come as one step
 	// record, if any, is called for each record as it is read.
 	record func(wire.Message) error
@@ -65,16 +63,7 @@ type assembler struct {
 	segment *segmentStep // being filled
 }
 
-func newAssembler(in *Reader, wide bool) (*assembler, error) {
-	un, err := newUnpacker()
-	if err != nil {
-		return nil, err
-	}
-	return &assembler{in: in, un: un, wide: wide, scratch: volume.Buffer(windowSize)}, nil
-}
-
-// close gives up the decoder.
-func (a *assembler) close() { a.un.zstd.Close() }
+func newAssembler(in *Reader, wide bool) *assembler { return &assembler{in: in, wide: wide} }
 
 // next is the next step, or io.EOF when the delta was read whole.
 func (a *assembler) next() (step, error) {
@@ -126,7 +115,10 @@ func (a *assembler) take() error {
 	switch m := item.(type) {
 	case wire.Data:
 		a.at, a.end = m.Offset, m.Offset+int64(m.Length)
-		if a.raw, err = a.un.unpack(m, a.scratch); err != nil {
+		if a.scratch == nil && m.Codec != wire.CodecNone {
+			a.scratch = make([]byte, windowSize)
+		}
+		if a.raw, err = unpack(m, a.scratch); err != nil {
 			return a.in.corrupt("record", err)
 		}
 	case wire.Hole:

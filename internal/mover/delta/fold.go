@@ -27,12 +27,7 @@ func Fold(ctx context.Context, out io.Writer, chain []Link, uncompressed bool) (
 		if err != nil {
 			return End{}, fmt.Errorf("%s: %w", chain[i].Name, err)
 		}
-		a, err := newAssembler(r, false)
-		if err != nil {
-			return End{}, err
-		}
-		defer a.close()
-		next := &link{name: chain[i].Name, assembler: a, head: r.Head()}
+		next := &link{name: chain[i].Name, assembler: newAssembler(r, false), head: r.Head()}
 		if merged == nil {
 			merged = next
 			continue

@@ -91,24 +91,22 @@ func (p *packer) packAll(w *window) []wire.Message {
 	return records
 }
 
-// unpacker gives a record's bytes back.
-type unpacker struct{ zstd *zstd.Decoder }
-
-func newUnpacker() (*unpacker, error) {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1),
+// decoder is shared by all: it works on one record at a time, from several goroutines.
+var decoder = sync.OnceValues(func() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0),
 		zstd.WithDecoderMaxMemory(2*wire.MaxRecord), zstd.WithDecoderMaxWindow(2*wire.MaxRecord))
-	if err != nil {
-		return nil, fmt.Errorf("start zstd: %w", err)
-	}
-	return &unpacker{zstd: dec}, nil
-}
+})
 
 // unpack is a record's bytes: its own, or unpacked into the memory of into, which has room for a record.
-func (u *unpacker) unpack(m wire.Data, into []byte) ([]byte, error) {
+func unpack(m wire.Data, into []byte) ([]byte, error) {
 	if m.Codec == wire.CodecNone {
 		return m.Payload, nil
 	}
-	p, err := u.zstd.DecodeAll(m.Payload, into[:0])
+	dec, err := decoder()
+	if err != nil {
+		return nil, fmt.Errorf("start zstd: %w", err)
+	}
+	p, err := dec.DecodeAll(m.Payload, into[:0])
 	if err != nil || len(p) != m.Length {
 		return nil, fmt.Errorf("record of volume %d at %d does not unpack to %d bytes", m.Volume, m.Offset, m.Length)
 	}

@@ -54,7 +54,7 @@ type place struct {
 
 // NewReader reads the head.
 func NewReader(in io.Reader) (*Reader, error) {
-	r := &Reader{in: bufio.NewReaderSize(in, 1<<20), hash: blake3.New(), place: place{segment: -1}}
+	r := &Reader{in: bufio.NewReaderSize(in, 256<<10), hash: blake3.New(), place: place{segment: -1}}
 	own, kind, payload, _, err := r.frame()
 	if err != nil {
 		return nil, err

@@ -69,11 +69,7 @@ func Verify(ctx context.Context, in io.Reader, visit func(Extent) error) (Summar
 
 // walk runs a delta through the three stages of a pipeline to its proven end, and gives windows back.
 func walk(ctx context.Context, r *Reader, wide bool, record func(wire.Message) error, work func(step) (step, error), take func(step) error) error {
-	a, err := newAssembler(r, wide)
-	if err != nil {
-		return err
-	}
-	defer a.close()
+	a := newAssembler(r, wide)
 	a.record = record
 	return inOrder(ctx, 2*workers(), a.next, work, func(s step) error {
 		if s.window != nil {

@@ -231,3 +231,10 @@ func mustApply(t fatal, d []byte, was, now instant) {
 		}
 	}
 }
+
+func must(t fatal, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
