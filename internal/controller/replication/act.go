@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -37,6 +38,10 @@ const (
 // act takes the step. Steps that only change what is remembered are taken by tell.
 func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 	switch d.Step {
+	case cycle.TakeRole:
+		if v.target != nil {
+			return r.removeAccount(ctx, v) // a target has no sessions to send
+		}
 	case cycle.PreparePeer:
 		return r.preparePeer(ctx, v)
 	case cycle.StartSession:
@@ -251,22 +256,33 @@ func (r *Reconciler) startMover(ctx context.Context, v *view) error {
 	if err := r.keepIdentity(ctx, v, v.names.mover()); err != nil {
 		return err
 	}
-	labels := with(v.names.labels(v1alpha1.ComponentSourceMover), v1alpha1.LabelPoint, v.status.Session.Point)
-	if err := r.makeConfig(ctx, v, v.names.job(v.status.Session.Point), labels, r.sourceConfig(v)); err != nil {
+	l, err := r.observeLists(ctx, v)
+	if err != nil {
 		return err
 	}
-	return r.create(ctx, r.moverJob(v))
+	if len(l.services) > 0 {
+		if err := r.keepAccount(ctx, v); err != nil {
+			return err
+		}
+	}
+	labels := with(v.names.labels(v1alpha1.ComponentSourceMover), v1alpha1.LabelPoint, v.status.Session.Point)
+	if err := r.makeConfig(ctx, v, v.names.job(v.status.Session.Point), labels, r.sourceConfig(v, l), l.files()); err != nil {
+		return err
+	}
+	return r.create(ctx, r.moverJob(v, l))
 }
 
-func (r *Reconciler) makeConfig(ctx context.Context, v *view, name string, labels map[string]string, config any) error {
+// makeConfig makes a mover's configuration, with files beside it; nil for none.
+func (r *Reconciler) makeConfig(ctx context.Context, v *view, name string, labels map[string]string, config any, files map[string]string) error {
 	raw, err := json.MarshalIndent(config, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write configuration %s: %w", name, err)
 	}
-	yes := true
+	yes, data := true, map[string]string{configFile: string(raw)}
+	maps.Copy(data, files)
 	return r.create(ctx, &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: name, Labels: labels, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
-		Data:       map[string]string{configFile: string(raw)},
+		Data:       data,
 		Immutable:  &yes,
 	})
 }
@@ -448,7 +464,7 @@ func (r *Reconciler) startReceiver(ctx context.Context, v *view) error {
 	if err := r.keepIdentity(ctx, v, v.names.receiver()); err != nil {
 		return err
 	}
-	if err := r.makeConfig(ctx, v, v.names.receiverConfig(v.replica.digest), v.names.labels(v1alpha1.ComponentReceiver), v.replica.wanted); err != nil {
+	if err := r.makeConfig(ctx, v, v.names.receiverConfig(v.replica.digest), v.names.labels(v1alpha1.ComponentReceiver), v.replica.wanted, nil); err != nil {
 		return err
 	}
 	if err := r.deployReceiver(ctx, v); err != nil {

@@ -40,8 +40,8 @@ const (
 // devicePath is where a mover finds a member.
 func devicePath(index int) string { return "/dev/lifeboat/" + strconv.Itoa(index) }
 
-// sourceConfig is the session's, for the mover.
-func (r *Reconciler) sourceConfig(v *view) engine.SourceConfig {
+// sourceConfig is the session's, for the mover, with what is known of lists of changes.
+func (r *Reconciler) sourceConfig(v *view, l lists) engine.SourceConfig {
 	s := v.status.Session
 	c := engine.SourceConfig{
 		Replication: v.key().String(), Epoch: uint64(s.Epoch), Point: s.Point, PointTime: s.CutAt.UTC(),
@@ -49,9 +49,17 @@ func (r *Reconciler) sourceConfig(v *view) engine.SourceConfig {
 		IdentityDir: identityDir, PeerIdentity: identity.ReplicationURI(v.peerCluster(), v.rep.Namespace, v.rep.Name),
 		StatusListen: fmt.Sprintf(":%d", statusPort), ManagerIdentity: identity.ManagerURI(r.Cluster), TerminationLog: terminationFile,
 		Compression: engine.CompressionAuto,
+		Base:        l.base, ChangeNote: l.note,
 	}
 	for i, claim := range s.Claims {
-		c.Volumes = append(c.Volumes, engine.SourceVolume{Name: v.peerName(claim), Device: devicePath(i)})
+		volume := engine.SourceVolume{Name: v.peerName(claim), Device: devicePath(i)}
+		if len(l.allocated) > 0 {
+			volume.Allocated = l.allocated[i]
+		}
+		if len(l.changes) > 0 {
+			volume.Changes = l.changes[i]
+		}
+		c.Volumes = append(c.Volumes, volume)
 	}
 	// Both sides list the group in one order: that of the target's names.
 	slices.SortFunc(c.Volumes, func(a, b engine.SourceVolume) int { return cmp.Compare(a.Name, b.Name) })
@@ -65,7 +73,7 @@ func (r *Reconciler) sourceConfig(v *view) engine.SourceConfig {
 }
 
 // moverJob carries the session's point. A pod that crashed or was evicted is started again; one that was refused is not.
-func (r *Reconciler) moverJob(v *view) *batchv1.Job {
+func (r *Reconciler) moverJob(v *view, l lists) *batchv1.Job {
 	s := v.status.Session
 	labels := with(v.names.labels(v1alpha1.ComponentSourceMover), v1alpha1.LabelPoint, s.Point)
 	retries := int32(moverRetries)
@@ -73,6 +81,7 @@ func (r *Reconciler) moverJob(v *view) *batchv1.Job {
 	for i := range s.Claims {
 		mountDevice(&pod, i, snapshot.MemberName(v.rep.Name, s.Point, i))
 	}
+	l.mountTokens(&pod, v.names.mover())
 	pod.RestartPolicy = corev1.RestartPolicyNever
 	return &batchv1.Job{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.job(s.Point), Labels: labels, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
@@ -91,7 +100,7 @@ func (r *Reconciler) moverJob(v *view) *batchv1.Job {
 }
 
 // podSpec is what both movers have in common. They run as root because the devices belong to root, without any of root's
-// capabilities, without a token, and on a file system they cannot write.
+// capabilities, without a token for the API server, and on a file system they cannot write.
 func (r *Reconciler) podSpec(verb, config, secret string) corev1.PodSpec {
 	no, yes, root, soon, readable := false, true, int64(0), int64(5), int32(0o400)
 	return corev1.PodSpec{

@@ -95,7 +95,7 @@ func viewOf() *view {
 func TestMoversAreToldWhatTheyNeedAndMayDoNothingElse(t *testing.T) {
 	r := &Reconciler{Cluster: "east", Image: "lifeboat:test"}
 	v := viewOf()
-	config := r.sourceConfig(v)
+	config := r.sourceConfig(v, lists{})
 	if err := config.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestMoversAreToldWhatTheyNeedAndMayDoNothingElse(t *testing.T) {
 	if !slices.Equal(config.Volumes, want) || config.Epoch != 4 || config.PeerIdentity != "lifeboat://west/replication/shop/db" || config.Compression != engine.CompressionOff {
 		t.Errorf("configuration: %+v", config)
 	}
-	job := r.moverJob(v)
+	job := r.moverJob(v, lists{})
 	if len(job.Name) > 63 || job.Spec.Template.Labels["app"] != "dbdr" {
 		t.Errorf("Job: %s %v", job.Name, job.Spec.Template.Labels)
 	}

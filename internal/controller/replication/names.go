@@ -38,7 +38,7 @@ type names struct {
 // that must not be another point's.
 func (n names) job(point string) string { return snapshot.Name("lb", n.replication, n.rlink, point) }
 
-// mover is the Secret with the source mover's identity.
+// mover is the Secret with the source mover's identity, and the account whose tokens it shows to drivers' services.
 func (n names) mover() string { return snapshot.Name("lb", n.replication, n.rlink, "mover") }
 
 // receiver is the Deployment, Service and identity Secret of the target.

@@ -10,7 +10,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -52,19 +51,32 @@ func (s *side) playSnapshots() {
 		if snap.Status != nil && snap.Status.ReadyToUse != nil && *snap.Status.ReadyToUse {
 			continue
 		}
-		content := "content-" + string(snap.UID)
-		handle, mode := "handle-"+content, corev1.PersistentVolumeFilesystem
-		s.must(s.kube.Create(ctx, &snapshotv1.VolumeSnapshotContent{
+		var claim corev1.PersistentVolumeClaim
+		var volume corev1.PersistentVolume
+		s.must(s.kube.Get(ctx, s.key(*snap.Spec.Source.PersistentVolumeClaimName), &claim))
+		s.must(s.kube.Get(ctx, client.ObjectKey{Name: claim.Spec.VolumeName}, &volume))
+		if volume.Spec.CSI == nil {
+			continue // the claim is gone
+		}
+		content, mode := "content-"+string(snap.UID), corev1.PersistentVolumeFilesystem
+		stored := &snapshotv1.VolumeSnapshotContent{
 			ObjectMeta: metav1.ObjectMeta{Name: content},
-			Spec: snapshotv1.VolumeSnapshotContentSpec{Driver: driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete, SourceVolumeMode: &mode,
-				Source:            snapshotv1.VolumeSnapshotContentSource{VolumeHandle: &handle},
+			Spec: snapshotv1.VolumeSnapshotContentSpec{Driver: volume.Spec.CSI.Driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete, SourceVolumeMode: &mode,
+				Source:            snapshotv1.VolumeSnapshotContentSource{VolumeHandle: &volume.Spec.CSI.VolumeHandle},
 				VolumeSnapshotRef: corev1.ObjectReference{Namespace: snap.Namespace, Name: snap.Name, UID: snap.UID}},
-		}))
-		now, yes, size := metav1.Now(), true, resource.MustParse("1Gi")
+		}
+		s.must(s.kube.Create(ctx, stored))
+		handle := handleOf(snap.Name)
+		stored.Status = &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: &handle}
+		s.must(s.kube.Status().Update(ctx, stored))
+		now, yes, size := metav1.Now(), true, claim.Status.Capacity[corev1.ResourceStorage]
 		snap.Status = &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &content, CreationTime: &now, ReadyToUse: &yes, RestoreSize: &size}
 		s.must(s.kube.Status().Update(ctx, snap))
 	}
 }
+
+// handleOf is what the storage calls a snapshot.
+func handleOf(name string) string { return "handle-" + name }
 
 // playClaims binds claims, and lets deleted ones go once no pod uses them.
 func (s *side) playClaims() {
@@ -105,8 +117,11 @@ func (s *side) bind(claim *corev1.PersistentVolumeClaim) {
 		s.must(s.kube.Update(ctx, &volume))
 	} else {
 		provisioner := driver
-		if *claim.Spec.StorageClassName == "plain" {
+		switch *claim.Spec.StorageClassName {
+		case "plain":
 			provisioner = "plain.example.com"
+		case listingClass:
+			provisioner = listingDriver
 		}
 		mode := claim.Spec.VolumeMode
 		volume = corev1.PersistentVolume{

@@ -86,6 +86,7 @@ func (r *Reconciler) removeAll(ctx context.Context, v *view) error {
 	for _, name := range []string{v.names.mover(), v.names.receiver()} {
 		errs = append(errs, r.delete(ctx, &corev1.Secret{}, v.rep.Namespace, name))
 	}
+	errs = append(errs, r.removeAccount(ctx, v))
 	return errors.Join(errs...)
 }
 

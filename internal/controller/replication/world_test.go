@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,10 +21,12 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -39,6 +42,7 @@ import (
 	"lifeboat.dev/lifeboat/internal/link/identity"
 	"lifeboat.dev/lifeboat/internal/link/trust"
 	"lifeboat.dev/lifeboat/internal/mover/engine"
+	"lifeboat.dev/lifeboat/internal/snapshot"
 )
 
 // Two API servers, joined by the real link over loopback. There is neither kubelet nor driver: node_test.go plays them.
@@ -50,6 +54,9 @@ func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
 const (
 	driver    = "disk.example.com"
 	className = "disk"
+	// listingClass is of a driver that lists changes.
+	listingDriver = "listing.example.com"
+	listingClass  = "listing"
 )
 
 // site is one cluster, shared by all tests of the package.
@@ -109,6 +116,7 @@ func startSites(t *testing.T) error {
 			filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshots.yaml"),
 			filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshotcontents.yaml"),
 			filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshotclasses.yaml"),
+			filepath.Join("..", "..", "snapshot", "testdata", "snapshotmetadataservices.yaml"),
 		}}); err != nil {
 			return fmt.Errorf("install the snapshot kinds: %w", err)
 		}
@@ -131,6 +139,15 @@ func startSites(t *testing.T) error {
 	return nil
 }
 
+func metadataService() client.Object {
+	object := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{
+		"address": "10.3.0.9:6443", "audience": "lists", "caCert": base64.StdEncoding.EncodeToString([]byte("the driver's CA")),
+	}}}
+	object.SetGroupVersionKind(snapshot.MetadataServiceKind)
+	object.SetName(listingDriver)
+	return object
+}
+
 // join gives a site what it needs and lets it serve and reach its peer.
 func (s *site) join(ctx context.Context, peer *site) error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -145,6 +162,9 @@ func (s *site) join(ctx context.Context, peer *site) error {
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "late"}, Provisioner: driver, VolumeBindingMode: &late},
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "plain"}, Provisioner: "plain.example.com", VolumeBindingMode: &immediate},
 		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: className}, Driver: driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
+		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: listingClass}, Provisioner: listingDriver, VolumeBindingMode: &immediate, ReclaimPolicy: &remove},
+		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: listingClass}, Driver: listingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
+		metadataService(),
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: trust.SecretName(peer.name)}, Data: map[string][]byte{trust.KeyCA: peer.ca.CertPEM()}},
 		&v1alpha1.ClusterPair{ObjectMeta: metav1.ObjectMeta{Name: "to-" + peer.name}, Spec: v1alpha1.ClusterPairSpec{
 			PeerCluster: peer.name, GatewayAddress: "192.0.2.7:9002", TrustSecretName: trust.SecretName(peer.name), Namespaces: []string{"*"}}},
@@ -508,7 +528,8 @@ func (s *side) snapshots() []string {
 // made lists what Lifeboat left in the namespace besides claims and snapshots.
 func (s *side) made() []string {
 	var out []string
-	for _, list := range []client.ObjectList{&batchv1.JobList{}, &appsv1.DeploymentList{}, &corev1.ServiceList{}, &corev1.ConfigMapList{}, &corev1.SecretList{}} {
+	for _, list := range []client.ObjectList{&batchv1.JobList{}, &appsv1.DeploymentList{}, &corev1.ServiceList{}, &corev1.ConfigMapList{}, &corev1.SecretList{},
+		&corev1.ServiceAccountList{}, &rbacv1.RoleBindingList{}} {
 		s.must(s.kube.List(s.w.t.Context(), list, client.InNamespace(s.w.namespace), client.HasLabels{v1alpha1.LabelReplication}))
 		items, err := meta.ExtractList(list)
 		s.must(err)
