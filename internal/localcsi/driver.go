@@ -50,6 +50,8 @@ type Driver struct {
 	csi.UnimplementedIdentityServer
 	csi.UnimplementedControllerServer
 	csi.UnimplementedNodeServer
+	csi.UnimplementedGroupControllerServer
+	csi.UnimplementedSnapshotMetadataServer
 
 	nodeID  string
 	version string
@@ -57,6 +59,8 @@ type Driver struct {
 	locks   locks
 	now     func() time.Time
 	log     *slog.Logger
+
+	freezeLimit time.Duration // how long writers are held at most
 
 	unregistered atomic.Bool // the kubelet has not taken the driver yet
 }
@@ -72,7 +76,7 @@ func Open(ctx context.Context, cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{nodeID: cfg.NodeID, version: cfg.Version, pool: p, now: cfg.Now, log: cfg.Log}
+	d := &Driver{nodeID: cfg.NodeID, version: cfg.Version, pool: p, now: cfg.Now, log: cfg.Log, freezeLimit: freezeLimit}
 	if err := d.repair(); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -84,10 +88,12 @@ func (d *Driver) Close() error { return d.pool.Close() }
 
 // Serve answers CSI calls on l until ctx ends.
 func (d *Driver) Serve(ctx context.Context, l net.Listener) error {
-	server := grpc.NewServer(grpc.UnaryInterceptor(d.answer))
+	server := grpc.NewServer(grpc.UnaryInterceptor(d.answer), grpc.StreamInterceptor(d.answerStream))
 	csi.RegisterIdentityServer(server, d)
 	csi.RegisterControllerServer(server, d)
 	csi.RegisterNodeServer(server, d)
+	csi.RegisterGroupControllerServer(server, d)
+	csi.RegisterSnapshotMetadataServer(server, d)
 	return serveUntil(ctx, server, l)
 }
 
@@ -113,18 +119,31 @@ func Listen(path string) (net.Listener, error) {
 func (d *Driver) answer(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	began := d.now()
 	resp, err := handle(ctx, req)
-	method := info.FullMethod[strings.LastIndex(info.FullMethod, "/")+1:]
-	log := d.log.With("call", method, "took", d.now().Sub(began).Round(time.Millisecond))
+	log := d.log
 	if v, ok := req.(interface{ GetVolumeId() string }); ok {
 		log = log.With("volume", v.GetVolumeId())
 	}
+	if err := d.ended(log, info.FullMethod, began, err); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// answerStream is answer for calls that answer with a stream.
+func (d *Driver) answerStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	began := d.now()
+	return d.ended(d.log, info.FullMethod, began, handle(server, stream))
+}
+
+func (d *Driver) ended(log *slog.Logger, method string, began time.Time, err error) error {
+	log = log.With("call", method[strings.LastIndex(method, "/")+1:], "took", d.now().Sub(began).Round(time.Millisecond))
 	if err == nil {
 		log.Debug("done")
-		return resp, nil
+		return nil
 	}
 	err = status.Error(codeOf(err), message(err))
 	log.Warn("refused or failed", "code", status.Code(err), "error", message(err))
-	return nil, err
+	return err
 }
 
 func codeOf(err error) codes.Code {

@@ -80,3 +80,4 @@ func (l *locks) give(name string) {
 
 func volumeLock(id string) string   { return "volume " + id }
 func snapshotLock(id string) string { return "snapshot " + id }
+func groupLock(id string) string    { return "group " + id }

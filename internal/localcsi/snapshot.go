@@ -31,7 +31,7 @@ func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 	defer release()
 	have, err := d.pool.Snapshot(id)
 	if err == nil {
-		if have.Name != req.GetName() || have.Volume != req.GetSourceVolumeId() {
+		if have.Name != req.GetName() || have.Group != "" || have.Volume != req.GetSourceVolumeId() {
 			return nil, refuse(codes.AlreadyExists, "snapshot %s exists and is of volume %s; now volume %s is asked", have.Name, have.Volume, req.GetSourceVolumeId())
 		}
 		return &csi.CreateSnapshotResponse{Snapshot: describeSnapshot(have)}, nil
@@ -52,10 +52,10 @@ func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 }
 
 func describeSnapshot(s pool.Snapshot) *csi.Snapshot {
-	return &csi.Snapshot{SnapshotId: s.ID, SourceVolumeId: s.Volume, SizeBytes: s.Size, CreationTime: timestamppb.New(s.Created), ReadyToUse: true}
+	return &csi.Snapshot{SnapshotId: s.ID, SourceVolumeId: s.Volume, GroupSnapshotId: s.Group, SizeBytes: s.Size, CreationTime: timestamppb.New(s.Created), ReadyToUse: true}
 }
 
-// DeleteSnapshot removes a snapshot. Volumes made from it keep their data.
+// DeleteSnapshot removes a snapshot. Volumes made from it keep their data. One of a group goes with its group only.
 func (d *Driver) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
 	id := req.GetSnapshotId()
 	if id == "" {
@@ -66,13 +66,16 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequ
 		return nil, err
 	}
 	defer release()
-	_, err = d.pool.Snapshot(id)
+	have, err := d.pool.Snapshot(id)
 	var lost *pool.Lost
 	if errors.Is(err, pool.ErrNotFound) {
 		return &csi.DeleteSnapshotResponse{}, nil
 	}
 	if err != nil && !errors.As(err, &lost) {
 		return nil, err
+	}
+	if have.Group != "" {
+		return nil, refuse(codes.InvalidArgument, "snapshot %s belongs to group snapshot %s: delete that", id, have.Group)
 	}
 	if err := d.pool.DeleteSnapshot(id); err != nil {
 		return nil, err

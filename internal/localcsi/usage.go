@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"lifeboat.dev/lifeboat/internal/localcsi/filesystem"
 	"lifeboat.dev/lifeboat/internal/localcsi/loop"
 	"lifeboat.dev/lifeboat/internal/localcsi/mount"
 	"lifeboat.dev/lifeboat/internal/localcsi/pool"
@@ -231,55 +230,6 @@ func (u *usage) detach() error {
 	return errors.Join(errs...)
 }
 
-// cut makes the moment of a snapshot or clone good: a file system of the volume that is mounted is frozen, so
-// that the copy needs no repair; what was written to the raw device is written out. The clone itself is atomic
-// in any case. The caller holds the volume's lock.
-func (d *Driver) cut(id string) pool.Cut {
-	return func(clone func() error) error {
-		u, err := d.observe(id)
-		if err != nil {
-			return err
-		}
-		defer u.close()
-		for _, e := range u.fileSystem() {
-			if !e.FileSystemReadOnly() {
-				return d.cutFrozen(id, e.Point, clone)
-			}
-		}
-		if device := u.device(false); device != nil {
-			if err := device.Sync(); err != nil {
-				return err
-			}
-		}
-		return clone()
-	}
-}
-
-// cutFrozen clones while the file system mounted at point is frozen. The note comes before the freeze and goes
-// after the thaw, so that a process that follows a crash knows what to thaw.
-func (d *Driver) cutFrozen(id, point string, clone func() error) error {
-	// Most of the writing out happens here, while writers may still continue.
-	if err := filesystem.Sync(point); err != nil {
-		return err
-	}
-	if err := d.pool.MarkFrozen(id); err != nil {
-		return err
-	}
-	began := d.now()
-	frozen, err := filesystem.Freeze(point)
-	if err != nil {
-		d.log.Warn("the snapshot is crash-consistent only: the file system could not be frozen", "volume", id, "error", err)
-	}
-	err = clone()
-	if frozen {
-		if thawed := filesystem.Thaw(point); thawed != nil {
-			return errors.Join(err, thawed) // the note stays: the next start tries again
-		}
-		d.log.Debug("file system was frozen", "volume", id, "took", d.now().Sub(began).Round(time.Millisecond))
-	}
-	return errors.Join(err, d.pool.ClearFrozen(id))
-}
-
 // repair thaws what an interrupted driver had frozen and detaches devices that nobody uses.
 func (d *Driver) repair() error {
 	volumes, err := d.pool.Volumes()
@@ -324,33 +274,6 @@ func (d *Driver) attachedFiles() (map[loop.FileID]bool, error) {
 		files[device.Backing] = true
 	}
 	return files, nil
-}
-
-// thaw thaws the volume's file system where an interrupted driver had frozen it.
-func (d *Driver) thaw(id string) error {
-	u, err := d.observe(id)
-	if err != nil {
-		return err
-	}
-	defer u.close()
-	mounts := u.fileSystem()
-	if len(mounts) == 0 {
-		return nil // the next staging thaws it: the kernel keeps a frozen file system though nothing mounts it
-	}
-	return d.thawAt(id, mounts[0].Point)
-}
-
-// thawAt thaws the file system mounted at point if the volume has the note of a freeze.
-func (d *Driver) thawAt(id, point string) error {
-	frozen, err := d.pool.Frozen(id)
-	if err != nil || !frozen {
-		return err
-	}
-	if err := filesystem.Thaw(point); err != nil {
-		return err
-	}
-	d.log.Info("thawed a file system that an interrupted snapshot had frozen", "volume", id)
-	return d.pool.ClearFrozen(id)
 }
 
 // unclaimed waits until no file system holds the device any more. A container that has just ended may hold the

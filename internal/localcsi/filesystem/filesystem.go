@@ -186,6 +186,36 @@ func Grow(ctx context.Context, device, point string, k Kind) error {
 	return fmt.Errorf("grow a file system of type %q: only ext4 and xfs are supported", k)
 }
 
+// MakeSubvolume makes a btrfs subvolume at path: a folder that can be cut at one instant.
+func MakeSubvolume(ctx context.Context, path string) error {
+	return run(ctx, "btrfs", "subvolume", "create", path)
+}
+
+// CutSubvolume makes the read-only copy to of the subvolume from, of one instant: what a writer was told is durable
+// is in it, with everything that was durable before.
+func CutSubvolume(ctx context.Context, from, to string) error {
+	return run(ctx, "btrfs", "subvolume", "snapshot", "-r", from, to)
+}
+
+// RemoveSubvolume removes a subvolume and all that is in it.
+func RemoveSubvolume(ctx context.Context, path string) error {
+	return run(ctx, "btrfs", "subvolume", "delete", path)
+}
+
+// IsSubvolume tells whether the folder at path is a btrfs subvolume: those have an inode number of their own
+// (BTRFS_FIRST_FREE_OBJECTID).
+func IsSubvolume(path string) (bool, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return false, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return fs.Type == unix.BTRFS_SUPER_MAGIC && st.Ino == 256, nil
+}
+
 // Sync writes everything out that was written to the file system mounted at point.
 func Sync(point string) error {
 	return withDir(point, "sync", func(fd int) error { return unix.Syncfs(fd) })

@@ -10,8 +10,10 @@
 //	volumes/<id>/frozen          there while this driver has the volume's file system frozen
 //	snapshots/<id>/data
 //	snapshots/<id>/snapshot.json Snapshot
+//	groups/<id>.json             Group
 //
-// All data lies on one file system, so a snapshot is one reflinked file. The package knows nothing of CSI and
+// All data lies on one file system, so a snapshot is one reflinked file. On btrfs the folder volumes is a subvolume,
+// so that one snapshot of it cuts all volumes at one instant. The package knows nothing of CSI and
 // nothing of who uses a volume; callers hold a lock per volume and per snapshot. Begin reading at Open.
 package pool
 
@@ -52,6 +54,9 @@ type Pool struct {
 	point string // where the image is mounted
 	lock  *os.File
 	log   *slog.Logger
+
+	// cutsTogether tells that all volumes lie in one btrfs subvolume.
+	cutsTogether bool
 }
 
 const (
@@ -82,7 +87,7 @@ func Open(ctx context.Context, cfg Config) (_ *Pool, err error) {
 	if err := p.place(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open pool %s: %w", dir, err)
 	}
-	if err := p.tidy(); err != nil {
+	if err := p.tidy(ctx); err != nil {
 		return nil, fmt.Errorf("open pool %s: %w", dir, err)
 	}
 	return p, nil
@@ -294,9 +299,9 @@ func (p *Pool) Close() error {
 	return errors.Join(err, p.lock.Close())
 }
 
-// Device is the device number of the file system the data lies on, as in stat(2).
+// Device is the device number of the volumes' data files, as in stat(2); on btrfs each subvolume has its own.
 func (p *Pool) Device() (uint64, error) {
-	id, err := loop.Identify(p.root)
+	id, err := loop.Identify(filepath.Join(p.root, volumesDir))
 	return id.Dev, err
 }
 

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -40,6 +41,7 @@ type Snapshot struct {
 	ID      string    `json:"id"`
 	Name    string    `json:"name"`
 	Volume  string    `json:"volume"`
+	Group   string    `json:"group,omitempty"` // the group it was cut with and goes with
 	Block   bool      `json:"block"`
 	FSType  string    `json:"fsType,omitempty"`
 	Created time.Time `json:"created"` // when the cut was taken
@@ -221,57 +223,86 @@ func (p *Pool) CreateSnapshot(s Snapshot, cut Cut) error {
 
 // create makes a folder with data and record under a hidden name and gives it its own by one rename.
 func (p *Pool) create(dir, id, file string, record any, fill func(data string) error) (err error) {
-	parent := filepath.Join(p.root, dir)
-	hidden := filepath.Join(parent, newPrefix+id)
-	if err := os.RemoveAll(hidden); err != nil {
+	d, err := p.begin(dir, id)
+	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = p.explain(errors.Join(err, os.RemoveAll(hidden)))
+			err = p.explain(errors.Join(err, d.drop()))
 		}
 	}()
-	if err := os.Mkdir(hidden, 0o700); err != nil {
+	if err := fill(d.data); err != nil {
 		return err
 	}
-	data := filepath.Join(hidden, dataName)
-	if err := fill(data); err != nil {
+	return d.finish(file, record)
+}
+
+// draft is a volume or snapshot that is being made, under a hidden name.
+type draft struct{ parent, id, hidden, data string }
+
+func (p *Pool) begin(dir, id string) (draft, error) {
+	parent := filepath.Join(p.root, dir)
+	d := draft{parent: parent, id: id, hidden: filepath.Join(parent, newPrefix+id)}
+	d.data = filepath.Join(d.hidden, dataName)
+	if err := d.drop(); err != nil {
+		return d, err
+	}
+	return d, os.Mkdir(d.hidden, 0o700)
+}
+
+func (d draft) drop() error { return os.RemoveAll(d.hidden) }
+
+// finish makes the draft durable and gives it its name.
+func (d draft) finish(file string, record any) error {
+	if err := syncFile(d.data); err != nil {
 		return err
 	}
-	if err := syncFile(data); err != nil {
+	if err := writeJSON(filepath.Join(d.hidden, file), record); err != nil {
 		return err
 	}
-	if err := writeJSON(filepath.Join(hidden, file), record); err != nil {
+	if err := syncDir(d.hidden); err != nil {
 		return err
 	}
-	if err := syncDir(hidden); err != nil {
+	if err := os.Rename(d.hidden, filepath.Join(d.parent, d.id)); err != nil {
 		return err
 	}
-	if err := os.Rename(hidden, filepath.Join(parent, id)); err != nil {
-		return err
-	}
-	return syncDir(parent)
+	return syncDir(d.parent)
 }
 
 // clone makes the file to share all blocks of from, by one ioctl: the kernel lets no write of from in between.
 func clone(from, to string, cut Cut) error {
+	c, err := openCloning(from, to)
+	if err != nil {
+		return err
+	}
+	return errors.Join(cut(c.run), c.close())
+}
+
+// cloning is a clone that needs nothing but its ioctl any more.
+type cloning struct{ in, out *os.File }
+
+func openCloning(from, to string) (cloning, error) {
 	in, err := os.Open(from)
 	if err != nil {
-		return err
+		return cloning{}, err
 	}
-	defer func() { _ = in.Close() }()
 	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return err
+		_ = in.Close()
+		return cloning{}, err
 	}
-	err = cut(func() error {
-		if err := unix.IoctlFileClone(int(out.Fd()), int(in.Fd())); err != nil {
-			return fmt.Errorf("clone %s: %w", from, err)
-		}
-		return nil
-	})
-	return errors.Join(err, out.Close())
+	return cloning{in, out}, nil
 }
+
+func (c cloning) run() error {
+	if err := unix.IoctlFileClone(int(c.out.Fd()), int(c.in.Fd())); err != nil {
+		return fmt.Errorf("clone %s: %w", c.in.Name(), err)
+	}
+	return nil
+}
+
+func (c cloning) close() error { return errors.Join(c.in.Close(), c.out.Close()) }
 
 // ReplaceData fills a new file of the volume's size and puts it in the place of the old one, whole or not at
 // all. Nothing may have the old one open.
@@ -394,12 +425,12 @@ func (p *Pool) frozenPath(id string) string {
 }
 
 // tidy removes what was being made or removed when an earlier process ended.
-func (p *Pool) tidy() error {
+func (p *Pool) tidy(ctx context.Context) error {
+	if err := p.makeFolders(ctx); err != nil {
+		return err
+	}
 	for _, dir := range []string{volumesDir, snapshotsDir} {
 		parent := filepath.Join(p.root, dir)
-		if err := os.MkdirAll(parent, 0o700); err != nil {
-			return err
-		}
 		entries, err := os.ReadDir(parent)
 		if err != nil {
 			return err
@@ -418,7 +449,7 @@ func (p *Pool) tidy() error {
 			}
 		}
 	}
-	return nil
+	return p.tidyGroups(ctx)
 }
 
 // removeNew removes files that were to replace others.

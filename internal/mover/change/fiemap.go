@@ -181,10 +181,7 @@ func compareFiles(ctx context.Context, base, volume string, size int64) (List, e
 	}
 	b := newBuilder(size)
 	// What the base did not have is listed whole, holes too: nobody says what a copy has there.
-	common := size
-	if p.baseSize < size {
-		common = p.baseSize - p.baseSize%Grain
-	}
+	common := min(size, p.baseSize)
 	if err := compareMaps(ctx, newMapReader(p.base, common), newMapReader(p.volume, common), b); err != nil {
 		return List{}, p.explain(err)
 	}
