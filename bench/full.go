@@ -59,7 +59,6 @@ func (b *bench) fullSparse() stage {
 		rows: []row{
 			{name: "full-sparse/cp", ours: ours, theirs: "cp", goal: 1.3},
 			{name: "full-sparse/rsync", ours: ours, theirs: "rsync"},
-			{name: "full-sparse/read-all", ours: ours, theirs: "read-all"},
 		},
 		cast: func(ctx context.Context) ([]*contender, error) {
 			source := b.path("source.img")
@@ -67,9 +66,7 @@ func (b *bench) fullSparse() stage {
 			if err := writeSparse(source, b.size, written, 1); err != nil {
 				return nil, err
 			}
-			all := append(b.copies(ctx, source, false),
-				b.firstCopy(source, ours, false, ask{allocated: true}),
-				b.firstCopy(source, "read-all", false, ask{}))
+			all := append(b.copies(ctx, source, false), b.firstCopy(source, ours, false, ask{allocated: true}))
 			for _, c := range all {
 				prepare := c.prepare
 				c.prepare = func(ctx context.Context, pair int) error {
