@@ -31,6 +31,7 @@ func NewRootCommand() *cobra.Command {
 	)
 	for _, verb := range []*cobra.Command{
 		newInstallCommand(), newPairCommand(), newStatusCommand(), newMigrateCommand(), newDemoCommand(),
+		newIdentityCommand(), newReceiveCommand(), newReplicateCommand(),
 	} {
 		verb.GroupID = groupUser
 		root.AddCommand(verb)
