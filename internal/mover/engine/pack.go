@@ -13,10 +13,12 @@ import (
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
-// packer compresses records and backs off from what does not compress: after each record that gains little, the next
-// ones pass as they are, twice as many each time up to maxSkip, before another try.
+// packer compresses records where the link gains by it, see pilot, and backs off from what does not compress: after
+// each record that gains little, the next ones pass as they are, twice as many each time up to maxSkip, before another
+// try.
 type packer struct {
-	zstd *zstd.Encoder // nil: off
+	zstd  *zstd.Encoder // nil: off
+	pilot *pilot
 
 	mu   sync.Mutex
 	skip int // records to pass before the next try
@@ -27,7 +29,7 @@ const maxSkip = 64
 
 func newPacker(choice Compression) (*packer, error) {
 	if choice == CompressionOff {
-		return &packer{}, nil
+		return &packer{pilot: newPilot()}, nil
 	}
 	enc, err := zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)),
@@ -35,7 +37,7 @@ func newPacker(choice Compression) (*packer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start zstd: %w", err)
 	}
-	return &packer{zstd: enc, back: 1}, nil
+	return &packer{zstd: enc, pilot: newPilot(), back: 1}, nil
 }
 
 // pack compresses a record into scratch's free capacity. It returns the record to send, and scratch with what of it

@@ -27,6 +27,8 @@ type pipe struct {
 	broken  chan struct{} // closed when writing failed
 	drained chan struct{} // closed when the writer has written all that was queued before finish
 	finish  bool
+
+	busy time.Duration // the writer has worked for so long; for what it calls only
 }
 
 type arrival struct {
@@ -138,10 +140,12 @@ func (p *pipe) write() {
 		if len(queue) > 0 {
 			continue
 		}
+		began := time.Now()
 		if !failed && p.stream.Flush() != nil {
 			failed = true
 			close(p.broken)
 		}
+		p.busy += time.Since(began)
 		if finish {
 			return
 		}
@@ -150,7 +154,9 @@ func (p *pipe) write() {
 }
 
 func (p *pipe) writeOne(m wire.Message) error {
+	began := time.Now()
 	n, err := p.stream.Send(m)
+	p.busy += time.Since(began)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/pace"
@@ -22,11 +23,11 @@ const (
 	readSize = wire.MaxRecord
 	// buffers is how many reads of a source may be between the disk and the wire. It bounds memory: two times
 	// readSize each, for the bytes and their packed form.
-	buffers = 16
+	buffers = 20
 )
 
 // workers is how many goroutines read and digest: some wait for the disk while others compute.
-func workers() int { return max(2, min(8, 2*runtime.GOMAXPROCS(0))) }
+func workers() int { return max(4, min(8, 4*runtime.GOMAXPROCS(0))) }
 
 // readFull reads p whole.
 func readFull(v volume.Reader, name string, p []byte, off int64) error {
@@ -98,7 +99,11 @@ func (r reading) segment(ctx context.Context, v, s int, buf []byte) ([]digest.Di
 }
 
 // buffer is the memory of one read on its way to the wire.
-type buffer struct{ raw, packed []byte }
+type buffer struct {
+	raw, packed []byte
+	bytes       int64  // that records carry, before compression
+	epoch       uint64 // of the way they were packed
+}
 
 // extractor reads a source's volumes for a session. Scans run side by side; reads too, but their results come in the
 // order they were asked for.
@@ -220,9 +225,14 @@ func (x *extractor) readOne(ctx context.Context, r session.Read, b *buffer) read
 	done := session.ReadDone{Seq: r.Seq, Digests: digest.Blocks(p)}
 	done.Records = session.Records(r.Volume, r.Offset, p, done.Digests, r.Pieces)
 	packed, holds := b.packed[:0], false
+	compress, epoch := x.pack.pilot.way()
+	b.bytes, b.epoch = 0, epoch
 	for i, m := range done.Records {
 		if d, ok := m.(wire.Data); ok {
-			d, packed = x.pack.pack(d, packed)
+			b.bytes += int64(d.Length)
+			if compress {
+				d, packed = x.pack.pack(d, packed)
+			}
 			done.Records[i], holds = d, true
 		}
 	}
@@ -252,13 +262,14 @@ func (x *extractor) collect(ctx context.Context) {
 	}
 }
 
-// release gives a read's buffer back.
-func (x *extractor) release(seq uint64) {
+// release gives a read's buffer back: its last record is on the connection, whose writer has worked for busy.
+func (x *extractor) release(seq uint64, now time.Time, busy time.Duration) {
 	x.mu.Lock()
 	b := x.held[seq]
 	delete(x.held, seq)
 	x.mu.Unlock()
 	if b != nil {
+		x.pack.pilot.sent(b.epoch, b.bytes, now, busy)
 		x.free <- b
 	}
 }

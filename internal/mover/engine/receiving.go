@@ -54,6 +54,10 @@ func (r *receiver) prepare(f transport.Frame) <-chan result {
 	go func() {
 		memory := rawBuffers.Get().(*[]byte)
 		raw, err := r.target.check.unpack(m, r.target.members[m.Volume].Size, *memory)
+		var spoiled *session.Integrity
+		if f.Bare && errors.As(err, &spoiled) {
+			err = &transport.Lost{During: "receive", Err: fmt.Errorf("%w: %w", wire.ErrCorrupt, err)}
+		}
 		done <- result{raw: raw, memory: memory, err: err}
 	}()
 	return done

@@ -256,7 +256,7 @@ func (s *Source) carryOut(actions []session.Action, link *pipe, work *extractor)
 				link.send(a.Message, nil)
 				continue
 			}
-			link.send(a.Message, func() { work.release(a.Frees) })
+			link.send(a.Message, func() { work.release(a.Frees, s.parts.Now(), link.busy) })
 		case session.Scan:
 			work.scans <- a
 		case session.Read:

@@ -104,7 +104,7 @@ func (s *Stream) EndWrite() {
 
 // Send writes a message; Flush sees it off. It returns how many bytes of the connection the message takes.
 func (s *Stream) Send(m wire.Message) (int, error) {
-	head, body := wire.EncodeAs(s.scratch[:0], m, s.version)
+	head, body := wire.EncodeBare(s.scratch[:0], m, s.version)
 	s.scratch = head
 	if _, err := s.out.Write(head); err != nil {
 		return 0, &Lost{During: "send", Err: err}
@@ -129,7 +129,8 @@ func (s *Stream) Flush() error {
 // carries uncopied must not be used after it.
 type Frame struct {
 	Message wire.Message
-	Wire    int // bytes it took on the connection
+	Wire    int  // bytes it took on the connection
+	Bare    bool // of a Data: nothing but its digests tells whether its bytes are right
 	memory  *[]byte
 }
 
@@ -165,7 +166,7 @@ func (s *Stream) receive() (Frame, error) {
 	if err != nil {
 		return Frame{}, err
 	}
-	f := Frame{Wire: wire.HeaderSize + h.Length}
+	f := Frame{Wire: wire.HeaderSize + h.Length, Bare: h.Bare}
 	var payload []byte
 	if h.Length < pooledFrom {
 		payload = make([]byte, h.Length)

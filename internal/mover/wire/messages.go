@@ -441,6 +441,11 @@ func (m Data) WholeBlocks(size int64) bool {
 	return !m.More && m.Offset%digest.BlockSize == 0 && (end%digest.BlockSize == 0 || end == size)
 }
 
+// provable reports that the digests cover every byte the record carries, as it carries them.
+func (m Data) provable() bool {
+	return m.Codec == CodecNone && !m.More && m.Offset%digest.BlockSize == 0 && m.Length%digest.BlockSize == 0
+}
+
 // Touched is how many blocks the record lies in.
 func (m Data) Touched() int {
 	return int((m.Offset+int64(m.Length)-1)/digest.BlockSize-m.Offset/digest.BlockSize) + 1

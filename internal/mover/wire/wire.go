@@ -46,10 +46,11 @@ const (
 //
 //	 0      4    5    6      8        12        16
 //	+------+----+----+------+--------+---------+----------------+
-//	| LBmv | ver| typ| zero | length | crc32c  | payload        |
+//	| LBmv | ver| typ| flags| length | crc32c  | payload        |
 //	+------+----+----+------+--------+---------+----------------+
 //
-// length is the payload's. crc32c (Castagnoli) covers the first 12 bytes and the payload. A message's fields stand at
+// length is the payload's. crc32c (Castagnoli) covers the first 12 bytes and the payload; with flag 1 (Bare, since
+// version 2, of a Data of whole blocks, uncompressed) not the bytes it carries, which its digests prove. A message's fields stand at
 // the front of the payload; bytes after the last known field are ignored, so that a later version may add fields.
 const frameMagic = "LBmv"
 
@@ -94,6 +95,7 @@ type Message interface {
 type Header struct {
 	Version uint8
 	Type    Type
+	Bare    bool // the checksum leaves out what the Data carries: whoever takes it checks its digests
 	Length  int
 	crc     uint32
 	first12 [12]byte
@@ -110,6 +112,7 @@ func ParseHeader(b []byte) (Header, error) {
 	h := Header{
 		Version: b[4],
 		Type:    Type(b[5]),
+		Bare:    b[6]&flagBare != 0,
 		crc:     binary.LittleEndian.Uint32(b[12:]),
 		first12: [12]byte(b[:12]),
 	}
@@ -129,7 +132,15 @@ func Parse(h Header, payload []byte) (Message, error) {
 	if len(payload) != h.Length {
 		return nil, ErrShort
 	}
-	sum := crc32.Update(crc32.Checksum(h.first12[:], castagnoli), castagnoli, payload)
+	covered := payload
+	if h.Bare {
+		carried, err := bareLength(h, payload)
+		if err != nil {
+			return nil, err
+		}
+		covered = payload[:len(payload)-carried]
+	}
+	sum := crc32.Update(crc32.Checksum(h.first12[:], castagnoli), castagnoli, covered)
 	if sum != h.crc {
 		return nil, fmt.Errorf("%w: checksum of a %s differs", ErrCorrupt, h.Type)
 	}
@@ -142,7 +153,24 @@ func Parse(h Header, payload []byte) (Message, error) {
 	if r.err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, h.Type, r.err)
 	}
+	if d, ok := m.(Data); h.Bare && (!ok || !d.provable()) {
+		return nil, fmt.Errorf("%w: a %s whose digests do not prove its bytes comes without their checksum", ErrCorrupt, h.Type)
+	}
 	return m, nil
+}
+
+const flagBare = 1
+
+// bareLength is how many bytes at a bare Data's end the checksum leaves out.
+func bareLength(h Header, payload []byte) (int, error) {
+	if h.Version < 2 || h.Type != TypeData || len(payload) < DataFront {
+		return 0, fmt.Errorf("%w: a %s of version %d comes without a checksum of its bytes", ErrCorrupt, h.Type, h.Version)
+	}
+	carried := binary.LittleEndian.Uint32(payload[4:])
+	if int64(carried) > int64(len(payload)-DataFront) {
+		return 0, fmt.Errorf("%w: %w", ErrCorrupt, errCut)
+	}
+	return int(carried), nil
 }
 
 // Decode reads one frame from the front of b and says how many bytes it took.
@@ -170,9 +198,24 @@ func Encode(dst []byte, m Message) (head, body []byte) { return EncodeAs(dst, m,
 // returned as body, uncopied: the frame is head followed by body. It panics on a message beyond the limits or the
 // version, which is a mistake of the caller.
 func EncodeAs(dst []byte, m Message, version int) (head, body []byte) {
+	return encode(dst, m, version, false)
+}
+
+// EncodeBare is EncodeAs for a connection that protects what it carries: of a Data whose digests prove its bytes, the
+// checksum leaves these out. Reading them once more would cost as much as proving them.
+func EncodeBare(dst []byte, m Message, version int) (head, body []byte) {
+	d, ok := m.(Data)
+	return encode(dst, m, version, ok && version >= 2 && d.provable())
+}
+
+func encode(dst []byte, m Message, version int, bare bool) (head, body []byte) {
+	flags := byte(0)
+	if bare {
+		flags = flagBare
+	}
 	start := len(dst)
 	dst = append(dst, frameMagic...)
-	dst = append(dst, byte(version), byte(m.Type()), 0, 0)
+	dst = append(dst, byte(version), byte(m.Type()), flags, 0)
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
 	dst, body = m.fields(dst)
 	if g, ok := m.(grown); ok && version >= 2 {
@@ -186,7 +229,9 @@ func EncodeAs(dst []byte, m Message, version int) (head, body []byte) {
 	binary.LittleEndian.PutUint32(frame[8:], uint32(length))
 	sum := crc32.Checksum(frame[:12], castagnoli)
 	sum = crc32.Update(sum, castagnoli, frame[HeaderSize:])
-	sum = crc32.Update(sum, castagnoli, body)
+	if !bare {
+		sum = crc32.Update(sum, castagnoli, body)
+	}
 	binary.LittleEndian.PutUint32(frame[12:], sum)
 	return dst, body
 }

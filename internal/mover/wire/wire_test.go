@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,6 +104,37 @@ func samplesOf(version int) map[string]wire.Message {
 		maps.Copy(out, fine)
 	}
 	return out
+}
+
+// A record whose digests prove it may come without a checksum of its bytes, in version 2; everything else of the frame
+// is covered, and no other message may.
+func TestABareFrameCoversAllButWhatDigestsProve(t *testing.T) {
+	data := wire.Data{Volume: 1, Offset: 65536, Length: 65536, Payload: bytes.Repeat([]byte{5}, 65536)}
+	data.Digests = digest.Blocks(data.Payload)
+	head, body := wire.EncodeBare(nil, data, 2)
+	frame := append(slices.Clip(head), body...)
+	if back, _, err := wire.Decode(frame); err != nil || !reflect.DeepEqual(back, data) {
+		t.Fatalf("comes back with %v", err)
+	}
+	for i := range head {
+		spoiled := bytes.Clone(frame)
+		spoiled[i] ^= 1
+		if _, _, err := wire.Decode(spoiled); !errors.Is(err, wire.ErrCorrupt) && !errors.Is(err, wire.ErrShort) {
+			t.Fatalf("byte %d flipped: %v", i, err)
+		}
+	}
+	if full := wire.Append(nil, data); bytes.Equal(full, frame) {
+		t.Error("a bare frame is a full one: this tests nothing")
+	}
+	for name, m := range samplesOf(2) {
+		bare, body := wire.EncodeBare(nil, m, 2)
+		if !bytes.Equal(append(bare, body...), wire.Append(nil, m)) {
+			t.Errorf("%s, which digests do not prove, is sent without a checksum", name)
+		}
+	}
+	if old, _ := wire.EncodeBare(nil, data, 1); old[6] != 0 {
+		t.Error("version 1 has no flags")
+	}
 }
 
 // What version 1 does not know never reaches a peer or comes from one that speaks it.
