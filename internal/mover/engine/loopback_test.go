@@ -362,6 +362,52 @@ func TestVerifyingFindsWhatRottedAndRepairsIt(t *testing.T) {
 	}
 }
 
+func TestADeltaThatTheSpoolCannotHold(t *testing.T) {
+	const size = 20 << 20
+	s := newSite(t, size)
+	s.target.SpoolLimit = 2 << 20
+	s.write(0, 10<<20, 1, false)
+	s.start()
+	s.mustRun(s.session("p1")) // a first copy needs no spool
+	before, err := os.ReadFile(s.replica)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write(1<<20, 5<<20, 2, false)
+
+	r := s.run(s.session("p2"))
+	if r.Done || r.Kind != engine.KindSpace || !strings.Contains(r.Error, "limited to 2097152 bytes") {
+		t.Errorf("the session should fail for space and say so: %+v", r)
+	}
+	after, err := os.ReadFile(s.replica)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(before, after) {
+		t.Error("the recovery point was put at risk")
+	}
+	if st := s.await(func(st engine.State) bool { return st.Phase == engine.PhaseIdle }); st.Committed == nil || st.Committed.ID != "p1" || !strings.Contains(st.Message, "limited") {
+		t.Errorf("state of the target: %+v", st)
+	}
+
+	// A recovery point that also exists elsewhere is not lost when the replica is overwritten.
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.target.KeptElsewhere = true
+	s.start()
+	r = s.mustRun(s.session("p2"))
+	s.mustEqual()
+	if !r.Direct || !strings.Contains(r.TierReason, "kept elsewhere") {
+		t.Errorf("expected a direct delta: %+v", r)
+	}
+	s.write(15<<20, 4096, 3, false)
+	if r := s.mustRun(s.session("p3")); r.Direct || r.Tier != "digest" {
+		t.Errorf("a delta that fits goes through the spool again: %+v", r)
+	}
+	s.mustEqual()
+}
+
 func TestWrongTrustIsRefusedForGood(t *testing.T) {
 	s := newSite(t, 1<<20)
 	s.start()
