@@ -99,27 +99,3 @@ func timeout(err error) bool {
 	var n net.Error
 	return errors.As(err, &n) && n.Timeout()
 }
-
-func TestALimitHolds(t *testing.T) {
-	x, y := net.Pipe()
-	go func() { _, _ = io.Copy(io.Discard, x) }()
-	conn := transport.Limit(y, 1<<20)
-	began := time.Now()
-	if n, err := conn.Write(make([]byte, 256<<10)); n != 256<<10 || err != nil {
-		t.Fatal(n, err)
-	}
-	// The first 16 KiB are free: 240 KiB at 1 MiB/s.
-	if took := time.Since(began); took < 200*time.Millisecond || took > 5*time.Second {
-		t.Errorf("256 KiB at 1 MiB/s took %s", took)
-	}
-	// Closing ends a wait.
-	done := make(chan error, 1)
-	go func() {
-		_, err := conn.Write(make([]byte, 100<<20))
-		done <- err
-	}()
-	_ = conn.Close()
-	if err := <-done; err == nil {
-		t.Error("the write went on")
-	}
-}
