@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"lifeboat.dev/lifeboat/internal/mover/digest"
-	"lifeboat.dev/lifeboat/internal/mover/spool"
 	"lifeboat.dev/lifeboat/internal/mover/volume"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
@@ -30,7 +29,7 @@ type ApplyOptions struct {
 	Interrupted bool
 	// Notes is a folder where an Apply notes, durably and before it writes, what it is about to do, and forgets it when
 	// that is durable. nil: no note; what an interrupted Apply leaves torn is then refused.
-	Notes spool.FS
+	Notes Notes
 }
 
 // Applied is what an Apply did.
@@ -42,7 +41,7 @@ type Applied struct {
 	Continued bool
 }
 
-// Apply brings volumes that hold a delta's base to its point. It reads the delta three times: to prove it whole, to
+// Apply brings volumes that hold a delta's base to its point. It reads the delta three times from its beginning: to prove it whole, to
 // check the volumes, to write. The order is the promise: before the first byte is written the delta is whole, every
 // segment it changes is at the base, and every block it changes will come to its digest.
 //
@@ -53,6 +52,9 @@ type Applied struct {
 // The error is one of Corrupt, TooNew, MembersDiffer, SizeDiffers, WrongBase, NotKnown (nothing was written), or
 // VolumeError.
 func Apply(ctx context.Context, delta io.ReadSeeker, targets []Target, o ApplyOptions) (Applied, error) {
+	if _, err := delta.Seek(0, io.SeekStart); err != nil {
+		return Applied{}, fmt.Errorf("read delta: %w", err)
+	}
 	summary, err := Verify(ctx, delta, nil)
 	if err != nil {
 		return Applied{}, err

@@ -12,6 +12,16 @@ import (
 	"lifeboat.dev/lifeboat/internal/mover/spool"
 )
 
+// Notes is a folder that keeps notes across a crash. spool.FS is one; Folder is the operating system's.
+type Notes interface {
+	// Open opens a file; with create, it is made when missing. A missing one is os.ErrNotExist.
+	Open(name string, create bool) (spool.File, error)
+	// Remove removes a file; a missing one is no error.
+	Remove(name string) error
+	// SyncDir makes creations and removals durable.
+	SyncDir() error
+}
+
 // note is what an Apply keeps while it writes: which delta it brings onto which volumes. Its being there is what it
 // says; the content is for people.
 type note struct {
@@ -35,7 +45,7 @@ func (n note) name() string {
 	return "apply-" + digest.Digest(sum).String()[:32] + ".json"
 }
 
-func readNote(fs spool.FS, n note) (bool, error) {
+func readNote(fs Notes, n note) (bool, error) {
 	if fs == nil {
 		return false, nil
 	}
@@ -50,7 +60,7 @@ func readNote(fs spool.FS, n note) (bool, error) {
 }
 
 // writeNote is durable when it returns: the name first of all, for the name is what counts.
-func writeNote(fs spool.FS, n note) error {
+func writeNote(fs Notes, n note) error {
 	if fs == nil {
 		return nil
 	}
@@ -76,7 +86,7 @@ func writeNote(fs spool.FS, n note) error {
 
 // removeNote is durable when it returns: a note that came back after a crash would let a later Apply of the same delta
 // take what somebody else wrote meanwhile for torn.
-func removeNote(fs spool.FS, n note) error {
+func removeNote(fs Notes, n note) error {
 	if fs == nil {
 		return nil
 	}

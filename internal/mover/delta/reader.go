@@ -55,11 +55,11 @@ type place struct {
 // NewReader reads the head.
 func NewReader(in io.Reader) (*Reader, error) {
 	r := &Reader{in: bufio.NewReaderSize(in, 256<<10), hash: blake3.New(), place: place{segment: -1}}
-	own, kind, payload, _, err := r.frame()
+	_, kind, payload, _, err := r.frame()
 	if err != nil {
 		return nil, err
 	}
-	if !own || kind != typeHead {
+	if kind != typeHead {
 		return nil, r.corrupt("it does not begin with a head", nil)
 	}
 	if r.head, err = parseHead(payload); err != nil {
@@ -264,6 +264,8 @@ func (r *Reader) frame() (own bool, kind byte, payload []byte, h wire.Header, er
 	own = string(head[:4]) == frameMagic
 	length := int(binary.LittleEndian.Uint32(head[8:]))
 	switch {
+	case !own && r.at == headerSize:
+		return false, 0, nil, h, r.corrupt("it does not begin as a delta does", nil)
 	case own && length > maxFrame:
 		return false, 0, nil, h, r.corrupt(fmt.Sprintf("a frame of %d bytes", length), nil)
 	case !own:

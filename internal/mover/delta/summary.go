@@ -39,7 +39,7 @@ type Extent struct {
 
 // Verify reads a delta and proves what can be proven without a volume: that every byte is as it was written, that
 // nothing is missing, and that each block it holds whole has its digest. visit, if any, is called for each record.
-func Verify(ctx context.Context, in io.Reader, visit func(Extent) error) (Summary, error) {
+func Verify(ctx context.Context, in io.Reader, visit func(Head, Extent) error) (Summary, error) {
 	r, err := NewReader(in)
 	if err != nil {
 		return Summary{}, err
@@ -50,7 +50,7 @@ func Verify(ctx context.Context, in io.Reader, visit func(Extent) error) (Summar
 		e, packed := extent(m)
 		c.count(e, packed)
 		if visit != nil {
-			return visit(e)
+			return visit(s.Head, e)
 		}
 		return nil
 	}, step.prove, func(d step) error {
