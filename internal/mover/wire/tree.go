@@ -455,6 +455,8 @@ func TreeListing(raw []byte, count int) ([]TreeListed, error) {
 //	+------------+-----------+--------------+-------------+--------------+-------------+------------+-----------+
 //	| volume u16 | pages u32 | known flag   | direct flag | resumed flag | inside flag | offset u64 | path text |
 //	+------------+-----------+--------------+-------------+--------------+-------------+------------+-----------+
+//	| ended flag |
+//	+------------+
 type TreeStart struct {
 	Volume  int
 	Pages   int
@@ -464,6 +466,7 @@ type TreeStart struct {
 	Inside  bool
 	Offset  int64
 	Path    string
+	Ended   bool // everything of the tree is durable, its end included: there is nothing to do
 }
 
 // Type implements Message.
@@ -477,13 +480,14 @@ func (m TreeStart) fields(b []byte) ([]byte, []byte) {
 	b = appendFlag(b, m.Resumed)
 	b = appendFlag(b, m.Inside)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Offset))
-	return appendText(b, m.Path, MaxTreePath), nil
+	b = appendText(b, m.Path, MaxTreePath)
+	return appendFlag(b, m.Ended), nil
 }
 
 func decodeTreeStart(r *reader) Message {
 	m := TreeStart{
 		Volume: r.volume(), Pages: int(r.u32()), Known: r.flag(), Direct: r.flag(), Resumed: r.flag(), Inside: r.flag(),
-		Offset: r.bytesIn("offset"), Path: r.text(MaxTreePath, "a path"),
+		Offset: r.bytesIn("offset"), Path: r.text(MaxTreePath, "a path"), Ended: r.flag(),
 	}
 	if r.err == nil {
 		r.err = CheckTreePath(m.Path)
