@@ -107,7 +107,7 @@ func (d *Driver) cutTogether(ids []string) pool.Cut {
 		defer s.close()
 		if len(s.raw) > 1 && !d.pool.CutsTogether() {
 			return refuse(codes.FailedPrecondition,
-				"volumes %v are written to as block devices, which cannot be held for one instant on an xfs pool: use a btrfs pool (--pool-fs btrfs), end all writers but one, or take snapshots one by one", s.raw)
+				"volumes %v are written to as block devices, and this pool cannot cut more than one of those at one instant: use a new btrfs pool (--pool-fs btrfs), end all writers but one, or take snapshots one by one", s.raw)
 		}
 		held, err := d.whileFrozen(s.mounted, clone)
 		if err == nil && !held && !d.pool.CutsTogether() {

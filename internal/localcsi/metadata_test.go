@@ -97,7 +97,7 @@ func TestSnapshotsTellWhereTheyDiffer(t *testing.T) {
 				last := ""
 				for round := range 4 {
 					scribble(t, random, at, block)
-					s := n.snapshot(fmt.Sprint("s", round), v)
+					s := n.snapshotAlternately(round, v)
 					var h told
 					var err error
 					if last == "" {
@@ -124,6 +124,17 @@ func TestSnapshotsTellWhereTheyDiffer(t *testing.T) {
 			})
 		}
 	}
+}
+
+// snapshotAlternately takes a snapshot, alone or as a group.
+func (n *node) snapshotAlternately(round int, v string) string {
+	n.t.Helper()
+	if round%2 == 0 {
+		return n.snapshot(fmt.Sprint("s", round), v)
+	}
+	g, err := n.tryGroup(fmt.Sprint("g", round), v)
+	must(n.t, err)
+	return of(g, v)
 }
 
 // scribble writes to a few places of a device, or makes and removes files.

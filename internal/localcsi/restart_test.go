@@ -77,7 +77,9 @@ func (c *container) kill() {
 	}
 	_ = c.process.Process.Kill()
 	_ = c.process.Wait()
-	_ = c.conn.Close()
+	if c.conn != nil {
+		_ = c.conn.Close()
+	}
 	c.process = nil
 }
 
