@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -348,19 +349,29 @@ func TestCompressionBacksOff(t *testing.T) {
 
 // A sparse volume's delta is small, and what was never written is not read.
 func TestASparseVolumeCostsLittle(t *testing.T) {
-	size := int64(10 << 30)
-	v := &sparse{size: size, at: 5<<30 + 4096, data: []byte("here")}
+	size := int64(2<<30 + 1000)
+	v := &sparse{size: size, at: 1<<30 + 4096, data: []byte("here")}
 	var out bytes.Buffer
-	_, err := delta.Export(ctx, &out, []delta.Source{{
-		Name: "v0", Volume: v, Listed: true, Extents: []digest.Extent{{Offset: v.at, Length: 4096}},
-	}}, delta.ExportOptions{Point: "p"})
+	m := newMap(t, int(size))
+	source := delta.Source{Name: "v0", Volume: v, NewMap: m, Listed: true, Extents: []digest.Extent{{Offset: v.at, Length: 4096}}}
+	end, err := delta.Export(ctx, &out, []delta.Source{source}, delta.ExportOptions{Point: "p"})
 	must(t, err)
+	root, err := m.Root()
+	must(t, err)
+	if root != end.After[0] {
+		t.Errorf("the map's root is %s, the delta's %s", root, end.After[0])
+	}
 	s := verify(t, out.Bytes())
 	if s.End.HoleBytes+s.End.DataBytes != size || s.End.DataBytes != digest.BlockSize || out.Len() > 100_000 || v.read > 1<<20 {
 		t.Errorf("%d bytes, %d read: %+v", out.Len(), v.read, s.End)
 	}
 	if m := s.Head.Members[0]; m != (wire.Member{Name: "v0", Size: size}) {
 		t.Errorf("member %+v", m)
+	}
+	// The same, all of it read.
+	source = delta.Source{Name: "v0", Volume: &sparse{size: size, at: v.at, data: v.data}}
+	if all, err := delta.Export(ctx, io.Discard, []delta.Source{source}, delta.ExportOptions{Point: "p"}); err != nil || all.After[0] != root {
+		t.Errorf("read whole, the root is %s (%v)", all.After[0], err)
 	}
 }
 

@@ -125,7 +125,7 @@ type job struct {
 	length  int
 	ends    bool // the segment
 
-	skip   bool            // the whole segment is as it was, and it is the job
+	skip   bool            // the whole segment, which is as it was or, in a full delta, zero
 	same   []digest.Digest // of a segment to skip: its blocks, as far as they are known
 	listed [windowGrains]bool
 	read   [windowBlocks]bool // blocks to be read; of others: was, or zero in a full delta
@@ -155,7 +155,7 @@ func (j *jobs) next() (job, error) {
 	out := job{volume: j.volume, segment: j.segment, offset: j.at}
 	if j.at == g.SegmentStart(j.segment) {
 		j.touched = !s.Listed || j.listed(s, j.at, end)
-		if !j.touched && !s.full() {
+		if !j.touched {
 			out.skip, out.ends, j.at = true, true, end
 		}
 		j.was = nil
@@ -359,8 +359,19 @@ func (e *export) take(r result) error {
 	return err
 }
 
-// skipped takes a segment that is as it was.
+// skipped takes a segment that was not looked at.
 func (e *export) skipped(r result) error {
+	s, g := &e.sources[r.volume], e.head.geo(r.volume)
+	if s.full() {
+		hole := wire.Hole{Volume: r.volume, Offset: g.SegmentStart(r.segment), Length: g.SegmentLen(r.segment)}
+		if err := e.out.Record(hole); err != nil {
+			return err
+		}
+		if err := e.out.EndSegment(r.volume, r.segment, digest.Unknown, digest.Zero, nil); err != nil {
+			return err
+		}
+		return e.keep(r.volume, r.segment, digest.Unknown, digest.Zero, nil)
+	}
 	same := digest.Unknown
 	if r.same != nil {
 		same = digest.Segment(r.same)
@@ -368,9 +379,10 @@ func (e *export) skipped(r result) error {
 	return e.keep(r.volume, r.segment, same, same, r.same)
 }
 
+// keep takes the digests of a segment, in order. Without blocks it is zero, and so is a new map.
 func (e *export) keep(v, s int, base, after digest.Digest, blocks []digest.Digest) error {
 	e.base[v], e.after[v] = append(e.base[v], base), append(e.after[v], after)
-	if m := e.sources[v].NewMap; m != nil {
+	if m := e.sources[v].NewMap; m != nil && blocks != nil {
 		if err := m.SetSegment(s, blocks); err != nil {
 			return fmt.Errorf("volume %s: %w", e.sources[v].Name, err)
 		}
