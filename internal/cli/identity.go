@@ -40,7 +40,7 @@ Two hosts trust each other after two commands, here on the host east:
 		},
 	}
 	identityFlag(cmd.PersistentFlags().StringVar, "dir", &dir)
-	cmd.AddCommand(newIdentityShowCommand(&dir), newIdentityTrustCommand(&dir))
+	cmd.AddCommand(newIdentityShowCommand(&dir), newIdentityTrustCommand(&dir), newIdentityDistrustCommand(&dir))
 	return cmd
 }
 
@@ -104,6 +104,25 @@ func newIdentityTrustCommand(dir *string) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&replace, "replace", false, "accept that the host has another CA than the one that is trusted")
 	return cmd
+}
+
+func newIdentityDistrustCommand(dir *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "distrust NAME",
+		Short: "Trust a host no more; restart lifeboat receive afterwards",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			h, err := standalone.OpenHost(*dir, time.Now)
+			if err == nil {
+				err = h.Distrust(args[0])
+			}
+			if err != nil {
+				return coded(err)
+			}
+			_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%s trusts %s no more\n", h.Name, args[0])
+			return nil
+		},
+	}
 }
 
 // maxCertificate bounds what is read as a certificate, in bytes.

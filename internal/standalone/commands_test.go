@@ -579,7 +579,7 @@ func TestWrongCommandsAreExplained(t *testing.T) {
 }
 
 func TestIdentityFilesAreForTheirOwnerOnly(t *testing.T) {
-	east, west := newHosts(t)
+	east, _ := newHosts(t)
 	for _, name := range []string{"ca.crt", "ca.key", "tls.crt", "tls.key", "peer-ca.crt", "peers/west.crt"} {
 		info, err := os.Stat(filepath.Join(east.dir, name))
 		if err != nil || info.Mode().Perm() != 0o600 {
@@ -606,7 +606,13 @@ func TestIdentityFilesAreForTheirOwnerOnly(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(east.dir, "peer-ca.crt")); err == nil {
 		t.Error("peer-ca.crt is there although there are two peers")
 	}
-	_ = west
+	east.must(0, "identity", "distrust", "west")
+	if shown := east.must(0, "identity", "show"); strings.Contains(shown, "west") || !strings.Contains(shown, "trusts north") {
+		t.Errorf("shown is %q", shown)
+	}
+	if _, err := os.Stat(filepath.Join(east.dir, "peer-ca.crt")); err != nil {
+		t.Error(err)
+	}
 }
 
 // The second process would take the first one's instants away.
@@ -632,5 +638,70 @@ func TestPlainLines(t *testing.T) {
 	want := fmt.Sprintf("west@%s  monday done in ", address)
 	if !strings.HasPrefix(said, want) || !strings.Contains(said, "tier ") || strings.Contains(said, "\x1b") {
 		t.Errorf("said %q, expected it to begin with %q", said, want)
+	}
+}
+
+// Clones are kept for as long as a target needs them: the slow one its unfinished instant, each done one its base.
+func TestEachTargetKeepsItsOwnInstants(t *testing.T) {
+	east, west := newHosts(t)
+	east.disk = xfs(t)
+	source := east.write("db.img", 2*mib)
+	fast, slow := filepath.Join(west.disk, "fast"), filepath.Join(west.disk, "slow")
+	_, quick := west.receive(fast)
+	behind, late := west.receive(slow)
+	watch := east.start("replicate", source, quick, "--to", late, "--watch", "1s")
+	done := func(target string) func(event) bool {
+		return func(e event) bool {
+			return e.Event == "session" && e.Report.Done && strings.HasSuffix(e.Target, target)
+		}
+	}
+	watch.await("the slow target's first point", done(late))
+	behind.signal(syscall.SIGTERM)
+	behind.end(0)
+	// One target is away; the other one goes on.
+	for range 2 {
+		change(t, source, mib, 4096)
+		watch.await("a point of the quick target", done(quick))
+	}
+	again := west.start("receive", "--listen", late, slow)
+	again.await("the address", func(e event) bool { return e.Event == "ready" })
+	change(t, source, 0, 4096)
+	var tier string
+	for range 3 { // what it was interrupted in, then what is new
+		tier = watch.await("a point of the slow target", done(late)).Report.Tier
+	}
+	if tier != "cbt" {
+		t.Errorf("the target that was away is brought up to date by tier %s", tier)
+	}
+	watch.await("a point of the quick target", done(quick))
+	watch.signal(syscall.SIGINT)
+	_ = watch.cmd.Wait() // 0 between two sessions, 130 in one
+	same(t, source, fast)
+	same(t, source, slow)
+}
+
+// The way home: the copy was used, the old primary still has its data, and only what differs goes back. From then on
+// the old direction is refused.
+func TestRolesAreSwapped(t *testing.T) {
+	east, west := newHosts(t)
+	source, replica := east.write("db.img", 4*mib), filepath.Join(west.disk, "db.img")
+	target, address := west.receive(replica)
+	east.replicate(0, source, address)
+	target.signal(syscall.SIGTERM)
+	target.end(0)
+	change(t, replica, mib, 4096) // west is the primary now
+
+	home, address := east.receive(source, "--epoch", "2", "--holds", "data")
+	r := west.replicate(0, replica, address, "--epoch", "2")
+	same(t, source, replica)
+	if r.Tier != "digest" || r.BytesData > 2*64<<10 {
+		t.Errorf("the way home: %+v", r)
+	}
+	home.signal(syscall.SIGTERM)
+	home.end(0)
+
+	_, address = west.receive(replica, "--epoch", "2")
+	if r := east.replicate(engine.ExitRefused, source, address, "--fresh"); r.Kind != engine.KindStaleEpoch {
+		t.Errorf("the old direction ends with %+v", r)
 	}
 }

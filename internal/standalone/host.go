@@ -190,6 +190,18 @@ func (h *Host) Trust(certPEM []byte, replace bool) (Peer, error) {
 	return p, h.publishPeer()
 }
 
+// Distrust trusts a host no more. A process that runs goes on with what it began with.
+func (h *Host) Distrust(name string) error {
+	p, err := h.Peer(name)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(h.Dir, peerDir, p.Name+peerSuffix)); err != nil {
+		return fmt.Errorf("distrust %s: %w", p.Name, err)
+	}
+	return h.publishPeer()
+}
+
 // publishPeer keeps the file that names the one peer, for those who read the folder as a mover does. With several
 // peers there is none: whoever has one CA's trust must not speak for another.
 func (h *Host) publishPeer() error {

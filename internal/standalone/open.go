@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"lifeboat.dev/lifeboat/internal/mover/change"
@@ -21,7 +22,18 @@ func openSource(ctx context.Context, c engine.SourceConfig, dial func(context.Co
 			_ = v.Close()
 		}
 	}
+	paths := make([]string, len(c.Volumes))
+	for i, v := range c.Volumes {
+		paths[i] = v.Device
+	}
+	trees, err := allFolders(paths)
+	if err != nil {
+		return nil, nil, err
+	}
 	for _, v := range c.Volumes {
+		if trees {
+			break // they are opened by the engine
+		}
 		f, err := volume.OpenReader(v.Device)
 		if err != nil {
 			done()
@@ -39,9 +51,32 @@ func openSource(ctx context.Context, c engine.SourceConfig, dial func(context.Co
 	return s, done, nil
 }
 
+// allFolders reports whether a group is one of trees. A group is of one kind: an instant of both would have to come from
+// two kinds of storage.
+func allFolders(paths []string) (bool, error) {
+	folders := 0
+	for _, p := range paths {
+		if isFolder(p) {
+			folders++
+		}
+	}
+	if folders > 0 && folders < len(paths) {
+		return false, &engine.ConfigError{Field: "paths", Found: "a mixture of folders and devices or files", Want: "make a group of its own for each kind"}
+	}
+	return folders > 0, nil
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
 // gather asks where the volumes changed and what of them was ever written.
 func gather(ctx context.Context, c engine.SourceConfig, volumes []volume.Reader) engine.Offer {
 	o := engine.Offer{Note: c.ChangeNote}
+	if len(volumes) == 0 {
+		return o
+	}
 	if c.Base != "" {
 		for i, v := range c.Volumes {
 			list, err := change.Delta(ctx, v.Device, volumes[i].Size(), *v.Changes)

@@ -220,7 +220,19 @@ func openTarget(c engine.TargetConfig, software string, log *slog.Logger) (t *en
 		}
 	}
 	var volumes []volume.Volume
+	paths := make([]string, len(c.Volumes))
+	for i, v := range c.Volumes {
+		paths[i] = v.Device
+	}
+	trees, err := allFolders(paths)
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
 	for _, v := range c.Volumes {
+		if trees {
+			break // they are opened by the engine
+		}
 		f, err := volume.Open(v.Device)
 		if err != nil {
 			done()
@@ -277,6 +289,21 @@ func create(path string, size int64) error {
 		return errors.Join(err, os.Remove(path))
 	}
 	return nil
+}
+
+// createLike makes what a source's member needs: a file of its size, or an empty folder.
+func createLike(path string, m wire.Member) error {
+	if m.Kind != wire.KindTree {
+		return create(path, m.Size)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	parent, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(parent.Sync(), parent.Close())
 }
 
 // accept serves the connections that come until ctx ends, and waits for the last one.
@@ -398,7 +425,7 @@ func (r *Receiver) learn(ctx context.Context, conn net.Conn) error {
 		if _, err := os.Stat(m.Path); err == nil {
 			continue
 		}
-		if err := create(m.Path, hello.Members[i].Size); err != nil {
+		if err := createLike(m.Path, hello.Members[i]); err != nil {
 			err = &engine.ConfigError{Field: "target " + m.Name, Found: m.Path, Want: err.Error()}
 			r.end(&fatal{err})
 			return err
@@ -421,7 +448,10 @@ func (r *Receiver) refuse(hello wire.Hello) *session.Refusal {
 			own.Name = m.Name
 		}
 		if now, err := look(m.Path); err == nil {
-			own.Size = now.Size
+			own.Size, own.Kind = now.Size, wire.KindBlocks
+			if isFolder(m.Path) {
+				own.Kind = wire.KindTree
+			}
 		}
 		h.Members = append(h.Members, own)
 	}

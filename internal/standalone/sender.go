@@ -387,8 +387,8 @@ func (s *Sender) config(l *lane, point string, i instant) engine.SourceConfig {
 }
 
 // base adds to a session's configuration what is known of changes: a list the user gave, or the kept instant of the
-// newest point that the target holds.
-func (l *lane) base(c *engine.SourceConfig) {
+// newest point that the target holds. now is the instant to bring.
+func (l *lane) base(c *engine.SourceConfig, now instant) {
 	s := l.s
 	if s.o.Base != "" && len(s.o.Changes) > 0 {
 		c.Base = s.o.Base
@@ -402,6 +402,8 @@ func (l *lane) base(c *engine.SourceConfig) {
 	i, known := s.ledger.data.Instants[point]
 	s.ledger.mu.Unlock()
 	switch why := i.gone(); {
+	case !known && now.live():
+		c.ChangeNote = "of the source, which cannot be cloned, no earlier instant is kept"
 	case !known:
 		c.ChangeNote = "no earlier instant of the source is kept here"
 	case why != "":
@@ -418,7 +420,7 @@ func (l *lane) base(c *engine.SourceConfig) {
 func (l *lane) move(ctx context.Context, point string, i instant) (engine.Report, error) {
 	s := l.s
 	c := s.config(l, point, i)
-	l.base(&c)
+	l.base(&c, i)
 	l.awaySince, l.gaveUp = time.Time{}, false
 	log := s.o.Log.With("target", l.to.String(), "point", point)
 	source, done, err := openSource(ctx, c, l.dial, s.o.Software, log)
