@@ -51,6 +51,9 @@ func (t *Target) redo(ctx context.Context) error {
 // after a crash at any point gives the same: that is why nothing of it is recorded before all of it is durable.
 func (t *Target) apply(ctx context.Context) error {
 	d := t.spool.State().Delta
+	if len(d.Members) > 0 && d.Members[0].Kind == wire.KindTree {
+		return t.applyTrees(ctx, d)
+	}
 	a := &application{target: t, delta: d, slots: make(chan struct{}, writesAtOnce)}
 	// Nothing writes to a replica any more when this returns.
 	defer a.writes.Wait()
@@ -82,17 +85,27 @@ func (t *Target) apply(ctx context.Context) error {
 func (t *Target) indexes(members []wire.Member) ([]int, error) {
 	out := make([]int, len(members))
 	for i, m := range members {
-		// It may have grown since.
-		v := slices.IndexFunc(t.members, func(x wire.Member) bool { return x.Name == m.Name && x.Size >= m.Size })
-		if v < 0 {
-			return nil, &ConfigError{
-				Field: "volumes", Found: "without " + m.Name,
-				Want: fmt.Sprintf("a committed recovery point waits to be applied to volume %s of %d bytes: name it until that is done", m.Name, m.Size),
-			}
+		v, err := t.memberNamed(m)
+		if err != nil {
+			return nil, err
 		}
 		out[i] = v
 	}
 	return out, nil
+}
+
+// memberNamed finds a volume of a delta among the target's. It may have grown since.
+func (t *Target) memberNamed(m wire.Member) (int, error) {
+	v := slices.IndexFunc(t.members, func(x wire.Member) bool {
+		return x.Name == m.Name && x.Kind == m.Kind && x.Size >= m.Size
+	})
+	if v < 0 {
+		return 0, &ConfigError{
+			Field: "volumes", Found: "without " + m.Name,
+			Want: fmt.Sprintf("a committed recovery point waits to be applied to volume %s of %d bytes: name it until that is done", m.Name, m.Size),
+		}
+	}
+	return v, nil
 }
 
 // application is one run over a delta's log.

@@ -25,6 +25,7 @@ import (
 	"lifeboat.dev/lifeboat/internal/mover/spool"
 	"lifeboat.dev/lifeboat/internal/mover/transport"
 	"lifeboat.dev/lifeboat/internal/mover/volume"
+	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
 // The exit codes of a source mover.
@@ -95,15 +96,15 @@ func runSource(ctx context.Context, cfg SourceConfig, software string, log *slog
 	if _, err := transport.LoadMaterial(cfg.IdentityDir); err != nil {
 		return Report{}, &ConfigError{Field: "identityDir", Found: cfg.IdentityDir, Want: err.Error()}
 	}
-	var volumes []volume.Reader
-	for _, v := range cfg.Volumes {
-		f, err := volume.OpenReader(v.Device)
-		if err != nil {
-			return Report{}, &ConfigError{Field: "volumes[" + v.Name + "].device", Found: v.Device, Want: err.Error()}
-		}
-		defer f.Close()
-		volumes = append(volumes, f)
+	volumes, err := cfg.open()
+	if err != nil {
+		return Report{}, err
 	}
+	defer func() {
+		for _, v := range volumes {
+			_ = v.Close()
+		}
+	}()
 	s, err := NewSource(cfg, SourceParts{
 		Dial: cfg.dialer(), Volumes: volumes, Offer: cfg.gather(ctx, volumes),
 		Software: software, Log: log, Now: time.Now, Wait: wait,
@@ -119,6 +120,28 @@ func runSource(ctx context.Context, cfg SourceConfig, software string, log *slog
 		defer stop()
 	}
 	return s.Run(ctx), nil
+}
+
+// open opens the volumes; trees have none.
+func (c SourceConfig) open() (volumes []volume.Reader, err error) {
+	paths := make([]string, 0, len(c.Volumes))
+	for _, v := range c.Volumes {
+		paths = append(paths, v.Device)
+	}
+	if kind, err := kindOfGroup(paths); err != nil || kind == wire.KindTree {
+		return nil, err
+	}
+	for _, v := range c.Volumes {
+		f, err := volume.OpenReader(v.Device)
+		if err != nil {
+			for _, open := range volumes {
+				_ = open.Close()
+			}
+			return nil, &ConfigError{Field: "volumes[" + v.Name + "].device", Found: v.Device, Want: err.Error()}
+		}
+		volumes = append(volumes, f)
+	}
+	return volumes, nil
 }
 
 // dialer connects to the target and keeps to the configuration's limits, over all connections together.
@@ -185,15 +208,15 @@ func RunTarget(ctx context.Context, cfg TargetConfig, software string, log *slog
 		return err
 	}
 	defer dir.Close()
-	var volumes []volume.Volume
-	for _, v := range cfg.Volumes {
-		f, err := volume.Open(v.Device)
-		if err != nil {
-			return &ConfigError{Field: "volumes[" + v.Name + "].device", Found: v.Device, Want: err.Error()}
-		}
-		defer f.Close()
-		volumes = append(volumes, f)
+	volumes, err := cfg.open()
+	if err != nil {
+		return err
 	}
+	defer func() {
+		for _, v := range volumes {
+			_ = v.Close()
+		}
+	}()
 	t, err := NewTarget(cfg, TargetParts{FS: dir, Volumes: volumes, Software: software, Log: log, Now: time.Now})
 	if err != nil {
 		return err
@@ -215,6 +238,28 @@ func RunTarget(ctx context.Context, cfg TargetConfig, software string, log *slog
 	log.Info("target is ready", "replication", cfg.Replication, "address", l.Addr().String())
 	t.Serve(ctx, l, transport.ServerConfig(identity, transport.PeerCluster, cfg.PeerIdentity))
 	return t.Close()
+}
+
+// open opens the replicas; trees have none.
+func (c TargetConfig) open() (volumes []volume.Volume, err error) {
+	paths := make([]string, 0, len(c.Volumes))
+	for _, v := range c.Volumes {
+		paths = append(paths, v.Device)
+	}
+	if kind, err := kindOfGroup(paths); err != nil || kind == wire.KindTree {
+		return nil, err
+	}
+	for _, v := range c.Volumes {
+		f, err := volume.Open(v.Device)
+		if err != nil {
+			for _, open := range volumes {
+				_ = open.Close()
+			}
+			return nil, &ConfigError{Field: "volumes[" + v.Name + "].device", Found: v.Device, Want: err.Error()}
+		}
+		volumes = append(volumes, f)
+	}
+	return volumes, nil
 }
 
 func ignoreStop(ctx context.Context, err error) error {

@@ -82,6 +82,8 @@ func KindOf(err error) Kind {
 	switch {
 	case err == nil:
 		return ""
+	case treeKind(err) != "" && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT):
+		return treeKind(err)
 	case errors.As(err, &refusal):
 		if refusal.Kind == wire.RefusedEpoch {
 			return KindStaleEpoch

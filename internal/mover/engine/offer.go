@@ -30,6 +30,9 @@ func (c SourceConfig) gather(ctx context.Context, volumes []volume.Reader) Offer
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	o := Offer{Note: c.ChangeNote}
+	if volumes == nil {
+		return o // trees are compared entry by entry
+	}
 	if c.Base != "" {
 		for i, v := range c.Volumes {
 			list, err := change.Delta(ctx, v.Device, volumes[i].Size(), *v.Changes)

@@ -66,20 +66,15 @@ func (r *receiver) prepare(f transport.Frame) <-chan result {
 // serve runs the session of this connection to its end.
 func (r *receiver) serve(ctx context.Context) error {
 	defer func() { r.maps.close() }()
-	hello, err := r.awaitHello(ctx)
-	if err != nil {
-		return err
-	}
-	r.hello = hello
 	t := r.target
 	// A stale source is turned away before it can disturb the session that runs.
-	if refusal := session.Refuse(t.hold(), hello); refusal != nil {
+	if refusal := session.Refuse(t.hold(), r.hello); refusal != nil {
 		return r.refuse(refusal)
 	}
 	ctx, evict := context.WithCancelCause(ctx)
 	defer evict(nil)
 	quiet := r.pulse(ctx)
-	err = t.take(ctx, evict)
+	err := t.take(ctx, evict)
 	if err != nil {
 		quiet()
 		return r.fail(err)
@@ -99,23 +94,6 @@ func (r *receiver) serve(ctx context.Context) error {
 	r.farewell = true
 	t.meter.phase(PhaseIdle, "")
 	return nil
-}
-
-func (r *receiver) awaitHello(ctx context.Context) (wire.Hello, error) {
-	select {
-	case <-ctx.Done():
-		return wire.Hello{}, context.Cause(ctx)
-	case a := <-r.link.in:
-		defer a.release()
-		if a.err != nil {
-			return wire.Hello{}, a.err
-		}
-		hello, ok := a.frame.Message.(wire.Hello)
-		if !ok {
-			return wire.Hello{}, &session.Violation{What: fmt.Sprintf("it begins with a %s", a.frame.Message.Type())}
-		}
-		return hello, nil
-	}
 }
 
 func (r *receiver) refuse(refusal *session.Refusal) error {
@@ -182,36 +160,45 @@ func (t *Target) beat() wire.Pulse {
 	return p
 }
 
-// open decides about the source and brings spool and digest maps to where the session begins. A nil core means that
-// there is nothing to do.
-func (r *receiver) open() (*session.Target, *session.Refusal, error) {
-	t := r.target
-	if err := t.redo(r.process); err != nil {
-		return nil, nil, err
+// decide says what to do with a source, after what a crash interrupted is done, and does what comes before the session.
+func (t *Target) decide(ctx context.Context, hello wire.Hello) (session.Decision, *session.Refusal, error) {
+	if err := t.redo(ctx); err != nil {
+		return session.Decision{}, nil, err
 	}
 	t.note()
-	d, refusal := session.Decide(t.hold(), r.hello)
+	d, refusal := session.Decide(t.hold(), hello)
 	if refusal != nil {
-		return nil, refusal, nil
+		return d, refusal, nil
 	}
 	t.meter.set(func(s *State) {
 		s.Phase, s.Message = PhaseReconciling, ""
-		s.Point, s.PointTime = r.hello.Point, r.hello.PointTime
+		s.Point, s.PointTime = hello.Point, hello.PointTime
 		s.Tier, s.TierReason, s.Direct = d.Welcome.Tier.String(), d.Welcome.Reason, d.Welcome.Direct
 	})
 	if d.Raise {
 		t.live = nil
-		if err := t.spool.Raise(r.hello.Epoch); err != nil {
-			return nil, nil, classify("spool", err)
+		if err := t.spool.Raise(hello.Epoch); err != nil {
+			return d, nil, classify("spool", err)
 		}
 	}
 	if d.DropHalf {
 		t.live = nil
 		if err := t.spool.Drop(); err != nil {
-			return nil, nil, classify("spool", err)
+			return d, nil, classify("spool", err)
 		}
 	}
 	t.note()
+	return d, nil, nil
+}
+
+// open decides about the source and brings spool and digest maps to where the session begins. A nil core means that
+// there is nothing to do.
+func (r *receiver) open() (*session.Target, *session.Refusal, error) {
+	t := r.target
+	d, refusal, err := t.decide(r.process, r.hello)
+	if refusal != nil || err != nil {
+		return nil, refusal, err
+	}
 	if d.Welcome.Committed {
 		r.link.send(d.Welcome, nil)
 		return nil, nil, nil
@@ -315,6 +302,9 @@ func (r *receiver) settle(err, stored error) error {
 	return nil
 }
 
+// graceForReplaced is how long a connection that was replaced may go on delivering what it had.
+const graceForReplaced = 500 * time.Millisecond
+
 func (r *receiver) drive(ctx context.Context, core *session.Target, keep *keeper) error {
 	t := r.target
 	beat := time.NewTicker(transport.Beat)
@@ -327,14 +317,26 @@ func (r *receiver) drive(ctx context.Context, core *session.Target, keep *keeper
 			<-committed
 		}
 	}()
+	over := ctx.Done()
+	var replaced <-chan time.Time
 	for !core.Done() {
 		var event session.Event
 		var work result
 		var frame transport.Frame
 		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		case <-over:
+			if !errors.Is(context.Cause(ctx), errReplaced) {
+				return context.Cause(ctx)
+			}
+			// The source came again because this connection broke: what it had sent before is still arriving.
+			over, replaced = nil, time.After(graceForReplaced)
+			continue
+		case <-replaced:
+			return errReplaced
 		case a := <-r.link.in:
+			if a.err != nil && replaced != nil {
+				return errReplaced
+			}
 			if a.err != nil {
 				return a.err
 			}

@@ -11,6 +11,7 @@ import (
 	"lifeboat.dev/lifeboat/internal/mover/pace"
 	"lifeboat.dev/lifeboat/internal/mover/session"
 	"lifeboat.dev/lifeboat/internal/mover/transport"
+	"lifeboat.dev/lifeboat/internal/mover/tree"
 	"lifeboat.dev/lifeboat/internal/mover/volume"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
@@ -19,7 +20,8 @@ import (
 type SourceParts struct {
 	// Dial makes a connection to the target that is already trusted.
 	Dial func(context.Context) (net.Conn, error)
-	// Volumes are the members, in the configuration's order. They do not change while the Source runs.
+	// Volumes are the members, in the configuration's order; nil: they are trees. They do not change while the Source
+	// runs.
 	Volumes []volume.Reader
 	// Offer is what is known of them; the zero Offer is nothing.
 	Offer    Offer
@@ -34,6 +36,8 @@ type SourceParts struct {
 type Source struct {
 	cfg   SourceConfig
 	parts SourceParts
+	hello wire.Hello
+	kind  wire.Kind
 	core  *session.Source
 	pack  *packer
 	reads *pace.Limiter
@@ -44,6 +48,7 @@ type Source struct {
 	attempts int
 	resumed  int
 	tier     *wire.Welcome
+	trees    tree.Totals // of the trees that are through
 }
 
 // NewSource prepares a session.
@@ -54,8 +59,16 @@ func NewSource(cfg SourceConfig, parts SourceParts) (*Source, error) {
 	if parts.Offer.Changes != nil {
 		hello.Base = cfg.Base
 	}
+	kind := wire.KindBlocks
+	if parts.Volumes == nil {
+		kind = wire.KindTree
+	}
 	var total int64
 	for i, v := range cfg.Volumes {
+		if kind == wire.KindTree {
+			hello.Members = append(hello.Members, wire.Member{Name: v.Name, Kind: kind})
+			continue
+		}
 		size := parts.Volumes[i].Size()
 		if size <= 0 || size > wire.MaxVolumeSize {
 			return nil, &ConfigError{Field: "volumes[" + v.Name + "]", Found: "a device without content", Want: "give a device or file of at least one byte"}
@@ -70,7 +83,7 @@ func NewSource(cfg SourceConfig, parts SourceParts) (*Source, error) {
 	core := session.NewSource(hello)
 	core.Offer(parts.Offer.session())
 	return &Source{
-		cfg: cfg, parts: parts, core: core, pack: pack,
+		cfg: cfg, parts: parts, hello: hello, kind: kind, core: core, pack: pack,
 		reads: pace.New(parts.Now, pace.Always(pace.Rate(cfg.ReadLimit))),
 		meter: newMeter(parts.Now, State{
 			Role: RoleSource, Replication: cfg.Replication, Epoch: cfg.Epoch, Software: parts.Software,
@@ -154,6 +167,13 @@ func (s *Source) report(began time.Time, err error) Report {
 		BytesData: s.traffic.data, BytesSent: s.traffic.payload, BytesWire: s.traffic.wire, BytesAcked: t.Acked, BytesResent: t.Resent,
 		Started: began, DurationSeconds: s.parts.Now().Sub(began).Seconds(),
 	}
+	if s.kind == wire.KindTree {
+		r.BytesTotal, r.BytesChanged, r.BytesAcked = s.trees.Bytes, s.traffic.data, 0
+		r.Entries, r.EntriesChanged, r.EntriesDeleted = s.trees.Entries, s.trees.Changed, s.trees.Deleted
+		if r.Done {
+			r.BytesAcked = s.traffic.data
+		}
+	}
 	if w := s.tier; w != nil {
 		r.Tier, r.TierReason, r.Direct, r.Already = w.Tier.String(), w.Reason, w.Direct, w.Committed
 		if r.Verified = w.Verify && r.Done; r.Verified {
@@ -181,6 +201,9 @@ func (s *Source) attempt(ctx context.Context) error {
 	if err != nil {
 		_ = conn.Close()
 		return transport.Distrusted(err, s.cfg.PeerIdentity)
+	}
+	if s.kind == wire.KindTree {
+		return transport.Distrusted(s.attemptTrees(ctx, stream), s.cfg.PeerIdentity)
 	}
 	names := make([]string, len(s.cfg.Volumes))
 	for i, v := range s.cfg.Volumes {

@@ -103,6 +103,11 @@ type Report struct {
 	BytesAcked    int64 `json:"bytesAcked"`  // of BytesData, made durable by the target
 	BytesResent   int64 `json:"bytesResent"` // of BytesData, sent although acknowledged before: always 0
 
+	// Of trees.
+	Entries        int64 `json:"entries,omitempty"`
+	EntriesChanged int64 `json:"entriesChanged,omitempty"`
+	EntriesDeleted int64 `json:"entriesDeleted,omitempty"` // each with everything below it
+
 	Started         time.Time `json:"started,omitzero"`
 	DurationSeconds float64   `json:"durationSeconds"`
 

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -20,7 +21,7 @@ import (
 // TargetParts is what a Target works with.
 type TargetParts struct {
 	FS spool.FS
-	// Volumes are the replicas, in the configuration's order. Nobody else writes them.
+	// Volumes are the replicas, in the configuration's order; nil: they are trees. Nobody else writes them.
 	Volumes  []volume.Volume
 	Software string
 	Log      *slog.Logger
@@ -67,6 +68,10 @@ func NewTarget(cfg TargetConfig, parts TargetParts) (*Target, error) {
 		Role: RoleTarget, Replication: cfg.Replication, Epoch: cfg.Epoch, Software: parts.Software, Phase: PhaseStarting,
 	})
 	for i, v := range cfg.Volumes {
+		if parts.Volumes == nil {
+			t.members = append(t.members, wire.Member{Name: v.Name, Kind: wire.KindTree})
+			continue
+		}
 		size := parts.Volumes[i].Size()
 		switch {
 		case size <= 0 || size > wire.MaxVolumeSize:
@@ -159,7 +164,15 @@ func (t *Target) Handle(ctx context.Context, conn net.Conn) error {
 		_ = conn.Close()
 		return err
 	}
-	r := &receiver{target: t, process: ctx, log: t.parts.Log}
+	hello, err := firstHello(stream)
+	if err != nil {
+		_ = stream.Close()
+		return err
+	}
+	if t.trees() {
+		return (&treeReceiver{target: t, stream: stream, hello: hello}).serve(ctx)
+	}
+	r := &receiver{target: t, process: ctx, log: t.parts.Log, hello: hello}
 	r.link = newPipe(stream, 16, r.prepare)
 	err = r.serve(ctx)
 	patience := time.Duration(0)
@@ -168,6 +181,21 @@ func (t *Target) Handle(ctx context.Context, conn net.Conn) error {
 	}
 	r.link.leave(patience)
 	return err
+}
+
+// trees reports that the members are directories.
+func (t *Target) trees() bool { return len(t.members) > 0 && t.members[0].Kind == wire.KindTree }
+
+func firstHello(stream *transport.Stream) (wire.Hello, error) {
+	m, err := receiveSmall(stream)
+	if err != nil {
+		return wire.Hello{}, err
+	}
+	hello, ok := m.(wire.Hello)
+	if !ok {
+		return wire.Hello{}, &session.Violation{What: fmt.Sprintf("it begins with a %s", m.Type())}
+	}
+	return hello, nil
 }
 
 // take waits for the turn, after asking whoever has it to leave.

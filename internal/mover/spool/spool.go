@@ -91,6 +91,8 @@ type Spool struct {
 	fs    FS
 	state State
 	log   *log
+	// unsure says that the last save failed so late that the disk may have it or the one before.
+	unsure bool
 }
 
 // Open reads the spool of a replication, a new one when the folder is empty. A damaged state file is an error, not a
@@ -183,6 +185,12 @@ func (s *Spool) Drop() error {
 	if err := s.closeLog(); err != nil {
 		return err
 	}
+	if s.unsure {
+		// A commit that failed may stand on the disk all the same: it must not find its log gone.
+		if err := s.save(s.state); err != nil {
+			return err
+		}
+	}
 	// The log goes first: on a spool that is full there is no room for the new state before. A crash in between leaves
 	// a delta that begins anew, which is as good as none.
 	if err := s.removeLog(); err != nil {
@@ -234,10 +242,10 @@ func (s *Spool) Commit() error {
 	next.Delta = &d
 	next.Committed = &d.Point
 	next.Applied = false
-	if err := s.closeLog(); err != nil {
-		return err
+	if err := s.save(next); err != nil {
+		return err // the log stays open: the commit may be tried again
 	}
-	return s.save(next)
+	return s.closeLog()
 }
 
 // Finish records that the committed delta is applied and durable, and which maps describe the replica now.
@@ -324,13 +332,14 @@ func (s *Spool) save(next State) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("save spool state: %w", err)
 	}
+	s.unsure = true
 	if err := s.fs.Rename(stateTemp, stateName); err != nil {
 		return fmt.Errorf("save spool state: %w", err)
 	}
 	if err := s.fs.SyncDir(); err != nil {
 		return fmt.Errorf("save spool state: %w", err)
 	}
-	s.state = next
+	s.state, s.unsure = next, false
 	return nil
 }
 
