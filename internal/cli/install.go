@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -108,6 +109,24 @@ func install(ctx context.Context, c client.Client, o installOptions, out io.Writ
 	if err != nil {
 		return err
 	}
+	// What runs comes last: its pods find everything they mount.
+	runs := slices.IndexFunc(objects, func(o *unstructured.Unstructured) bool { return applyRank(o) == rankRuns })
+	if err := applyAll(ctx, c, objects[:runs]); err != nil {
+		return err
+	}
+	if o.LocalStorage {
+		if err := serveMetadata(ctx, c, time.Now(), out); err != nil {
+			return err
+		}
+	}
+	if err := applyAll(ctx, c, objects[runs:]); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "applied %d objects in cluster %s\n", len(objects), o.ClusterName)
+	return waitRunning(ctx, c, objects, o.Timeout, out)
+}
+
+func applyAll(ctx context.Context, c client.Client, objects []*unstructured.Unstructured) error {
 	for _, o := range objects {
 		if err := applyObject(ctx, c, o); err != nil {
 			return err
@@ -118,8 +137,7 @@ func install(ctx context.Context, c client.Client, o installOptions, out io.Writ
 			}
 		}
 	}
-	fmt.Fprintf(out, "applied %d objects in cluster %s\n", len(objects), o.ClusterName)
-	return waitRunning(ctx, c, objects, o.Timeout, out)
+	return nil
 }
 
 func refuseRename(ctx context.Context, c client.Client, name string) error {
@@ -134,7 +152,7 @@ func refuseRename(ctx context.Context, c client.Client, name string) error {
 	return nil
 }
 
-// manifests are the objects to apply, in order: namespace, kinds, roles, the rest.
+// manifests are the objects to apply, in order: namespace, kinds, roles, the rest, and last what runs.
 func manifests(o installOptions) ([]*unstructured.Unstructured, error) {
 	serviceType, hostPort := o.GatewayExpose, "0"
 	if o.GatewayExpose == exposeHostPort {
@@ -183,9 +201,14 @@ func applyRank(o *unstructured.Unstructured) int {
 		return 1
 	case "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap":
 		return 2
+	case "Deployment", "DaemonSet":
+		return rankRuns
 	}
 	return 3
 }
+
+// rankRuns is the last rank of all: what makes pods.
+const rankRuns = 4
 
 func decode(text []byte) ([]*unstructured.Unstructured, error) {
 	var objects []*unstructured.Unstructured

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -341,18 +342,22 @@ func (f *Figures) Print(o Options) {
 	}
 }
 
+// point is the id of an instant, which makes the same reason look different in each session.
+var point = regexp.MustCompile(`\d{8}t\d{6}-[0-9a-f]{6}`)
+
 // explain tells of each way the changes were found why it was not a cheaper one, once for each reason.
 func (f *Figures) explain(out io.Writer) {
 	told := map[string]bool{}
 	for _, r := range f.Sessions {
 		why := fmt.Sprintf("%s: %s", r.Report.Tier, r.Report.TierReason)
-		if r.Report.TierReason == "" || told[why] {
+		kind := point.ReplaceAllString(why, "")
+		if r.Report.TierReason == "" || told[kind] {
 			continue
 		}
 		if len(told) == 0 {
 			fmt.Fprintln(out)
 		}
-		told[why] = true
+		told[kind] = true
 		fmt.Fprintln(out, why)
 	}
 }

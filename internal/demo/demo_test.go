@@ -69,9 +69,9 @@ func TestTheTableTellsHowChangesWereFoundAndWhy(t *testing.T) {
 		return SessionRow{From: "east", What: "scheduled", Report: v1alpha1.SessionReport{Point: point, Result: "Committed", Tier: tier, TierReason: why, BytesRead: read}}
 	}
 	var out bytes.Buffer
-	(&Figures{Sessions: []SessionRow{row("p1", v1alpha1.TierDigest, "no list", 1<<30), row("p2", v1alpha1.TierCBT, "a list", 1<<20), row("p3", v1alpha1.TierDigest, "no list", 1<<30)}}).Print(Options{Out: &out})
+	(&Figures{Sessions: []SessionRow{row("p1", v1alpha1.TierDigest, "no list since 20260131t120000-1a2b3c", 1<<30), row("p2", v1alpha1.TierCBT, "a list", 1<<20), row("p3", v1alpha1.TierDigest, "no list since 20260131t120100-1a2b3d", 1<<30)}}).Print(Options{Out: &out})
 	text := strings.Join(strings.Fields(out.String()), " ")
-	for _, want := range []string{"p1 east scheduled digest 1024.0 MiB", "p2 east scheduled cbt 1.0 MiB", "digest: no list cbt: a list moved", "figure sessions_by_change_list 1"} {
+	for _, want := range []string{"p1 east scheduled digest 1024.0 MiB", "p2 east scheduled cbt 1.0 MiB", "digest: no list since 20260131t120000-1a2b3c cbt: a list moved", "figure sessions_by_change_list 1"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, out.String())
 		}
