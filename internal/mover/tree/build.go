@@ -189,20 +189,18 @@ func (b *builder) later(it *wire.TreeItem, in *folder, from *buffer) error {
 			return err
 		}
 		b.runIn, b.runFrom = in.hold(), from
+		from.hold()
 	}
 	b.run = append(b.run, *it)
 	return nil
 }
 
-// endRun hands gathered items over. It must be called before the buffer they lie in is let go.
+// endRun hands gathered items over.
 func (b *builder) endRun() error {
 	if len(b.run) == 0 {
 		return b.err()
 	}
 	j := job{items: b.run, in: b.runIn, from: b.runFrom}
-	if j.from != nil {
-		j.from.hold()
-	}
 	b.run, b.runIn, b.runFrom = nil, nil, nil
 	b.pending.Add(1)
 	b.jobs <- j
