@@ -49,10 +49,6 @@ func Step(r Rate) int {
 	return int(min(max(r/100, least), most))
 }
 
-// recheck is how long a rate is believed before the calendar is asked again: if the machine's clock was set, the new
-// time counts within this.
-const recheck = time.Second
-
 // Wait returns when n more bytes may pass, or with the context's error as soon as that ends; what it had taken until
 // then is spent.
 func (l *Limiter) Wait(ctx context.Context, n int) error {
@@ -99,13 +95,14 @@ func (l *Limiter) take(ctx context.Context, n int) (int, error) {
 	}
 }
 
-// nap is how long to sleep for missing bytes: no longer than the present rate holds.
+// nap is how long to sleep for missing bytes: no longer than the present rate holds, nor than the least rate takes for
+// a step, about a second. So long may a new rate, or a clock that was set, go unseen.
 func (l *Limiter) nap(now time.Time, missing float64) time.Duration {
 	d := time.Duration(missing/float64(l.rate)*float64(time.Second)) + 1
 	if !l.to.IsZero() {
 		d = min(d, l.to.Sub(now))
 	}
-	return min(max(d, time.Microsecond), recheck)
+	return max(d, time.Microsecond)
 }
 
 // advance adds what the calendar gave since the last time.
@@ -123,7 +120,6 @@ func (l *Limiter) advance(now time.Time) {
 		if l.rate == 0 {
 			l.level = 0 // it is not kept account of; a limit that begins then begins without a burst
 		}
-		l.level = min(l.level, Burst(l.rate))
 		l.at = end
 		if end.Equal(now) {
 			l.look(now)
@@ -136,8 +132,7 @@ func (l *Limiter) advance(now time.Time) {
 // look asks the calendar for the rate at t, unless that is known.
 func (l *Limiter) look(t time.Time) {
 	wall := t.Round(0)
-	known := !l.from.IsZero() && !wall.Before(l.from) && (l.to.IsZero() || wall.Before(l.to)) && wall.Sub(l.from) < recheck
-	if known {
+	if known := !l.from.IsZero() && !wall.Before(l.from) && (l.to.IsZero() || wall.Before(l.to)); known {
 		return
 	}
 	r, until := l.calendar.At(wall)

@@ -142,8 +142,8 @@ func TestNobodyIsStarved(t *testing.T) {
 // At a border the new rate holds within a second, also for who waits already: 64 KiB at 1 kB/s would take a minute.
 func TestTheRateChangesAtTheBorder(t *testing.T) {
 	c := parse(t, "1kB 11:00-12:00, 1MB otherwise")
-	got := load(t, c, noon.Add(-2*time.Second), 4*time.Second, 64<<10)
-	if len(got) == 0 || got[0].at.After(noon.Add(time.Second)) {
+	got := load(t, c, noon.Add(-2500*time.Millisecond), 4*time.Second, 64<<10)
+	if len(got) == 0 || got[0].at.After(noon.Add(100*time.Millisecond)) {
 		t.Fatalf("64 KiB that began to wait before noon passed at %v", got)
 	}
 	if got[0].at.Before(noon) {
@@ -161,23 +161,49 @@ func TestTheRateChangesAtTheBorder(t *testing.T) {
 	}
 }
 
-// A machine whose clock is set is believed within a second.
-func TestAClockThatIsSetCounts(t *testing.T) {
+// A rest is worth one burst, however long it was.
+func TestARestIsWorthOneBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		offset := noon.Sub(time.Now()) - time.Hour - 30*time.Minute
-		l := pace.New(func() time.Time { return time.Now().Add(offset).Round(0) }, parse(t, "1kB 10:00-12:00, 1MB otherwise"))
-		done := make(chan time.Time)
-		began := time.Now()
-		go func() {
-			_ = l.Wait(t.Context(), 64<<10)
-			done <- time.Now()
-		}()
-		synctest.Wait()
-		offset += 2 * time.Hour
-		if took := (<-done).Sub(began); took > 2*time.Second {
-			t.Fatalf("took %s", took)
+		const rate = 100_000
+		offset := noon.Sub(time.Now())
+		// The calendar has borders in the rest: each is gone through.
+		l := pace.New(func() time.Time { return time.Now().Add(offset) }, parse(t, "100kB 00:00-12:00, 100000 12:00-13:00, 100kB otherwise"))
+		for range 3 {
+			time.Sleep(20 * time.Hour)
+			before := time.Now()
+			if err := l.Wait(t.Context(), rate); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(before); took < 890*time.Millisecond || took > 910*time.Millisecond {
+				t.Errorf("100 kB after a rest took %s at 100 kB/s with a burst of a tenth", took)
+			}
 		}
 	})
+}
+
+// A machine whose clock is set is believed within a second, and a clock that goes back costs nobody anything.
+func TestAClockThatIsSetCounts(t *testing.T) {
+	for calendar, by := range map[string]time.Duration{
+		"1kB 10:00-12:00, 1MB otherwise": 2 * time.Hour,
+		"1kB 10:30-12:00, 1MB otherwise": -time.Hour,
+		"64KiB":                          -time.Hour,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			offset := noon.Sub(time.Now()) - time.Hour // 11:00
+			l := pace.New(func() time.Time { return time.Now().Add(offset).Round(0) }, parse(t, calendar))
+			done := make(chan time.Time)
+			began := time.Now()
+			go func() {
+				_ = l.Wait(t.Context(), 64<<10)
+				done <- time.Now()
+			}()
+			synctest.Wait()
+			offset += by
+			if took := (<-done).Sub(began); took > 2*time.Second {
+				t.Errorf("%s: took %s", calendar, took)
+			}
+		})
+	}
 }
 
 func TestAWaitEndsAtOnceWithItsContext(t *testing.T) {
