@@ -244,7 +244,7 @@ func TestWritersAreNotHeldForever(t *testing.T) {
 	n.driver.freezeLimit = time.Millisecond
 	_, err := n.tryGroup("g", "a", "b")
 	wantCode(t, err, codes.Aborted)
-	writeFile(t, filepath.Join(mounted, "file"), "after")
+	writeWithin(t, time.Minute, mounted)
 	n.nothingOfGroups()
 	n.notFrozen("a", "b")
 	n.driver.freezeLimit = freezeLimit
@@ -308,7 +308,7 @@ func TestHeldWritersGoOnAfterACrash(t *testing.T) {
 	}
 	c.run()
 	for _, point := range mounted {
-		writeFile(t, filepath.Join(point, "file"), "after")
+		writeWithin(t, time.Minute, point)
 	}
 	resp, err := c.controller.ListSnapshots(t.Context(), &csi.ListSnapshotsRequest{})
 	must(t, err)
@@ -317,6 +317,20 @@ func TestHeldWritersGoOnAfterACrash(t *testing.T) {
 	}
 	if _, err := c.tryGroup("g", "a", "b", "c"); err != nil {
 		t.Errorf("asked again: %v", err)
+	}
+}
+
+// writeWithin fails when the file system at point lets nobody write, and thaws it then, so that the test can end.
+func writeWithin(t *testing.T, limit time.Duration, point string) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- os.WriteFile(filepath.Join(point, "file"), []byte("after"), 0o600) }()
+	select {
+	case err := <-done:
+		must(t, err)
+	case <-time.After(limit):
+		t.Errorf("writers at %s are still held: %v", point, filesystem.Thaw(point))
+		<-done
 	}
 }
 

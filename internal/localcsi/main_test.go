@@ -42,6 +42,7 @@ type node struct {
 
 	driver *Driver
 	stop   func() // ends the driver, not its mounts
+	device uint64 // of the file system that the volumes' files are on
 	conn   *grpc.ClientConn
 
 	controller csi.ControllerClient
@@ -71,6 +72,8 @@ func (n *node) start() {
 	driver, err := Open(ctx, testConfig(n.poolDir(), n.kind, n.size))
 	must(n.t, err)
 	n.driver = driver
+	n.device, err = driver.pool.Device()
+	must(n.t, err)
 	socket := n.path("csi.sock")
 	l, err := Listen(socket)
 	must(n.t, err)
@@ -111,7 +114,15 @@ func (n *node) shutDown() {
 	if n.stop != nil {
 		n.stop()
 	}
-	if err := powerOff(n.dir); err != nil {
+	if err := unmountAll(n.dir); err != nil {
+		n.t.Error(err)
+	}
+	if n.device != 0 {
+		if err := localcsitest.SweepFileSystem(n.device); err != nil {
+			n.t.Error(err)
+		}
+	}
+	if err := localcsitest.Sweep(n.dir); err != nil {
 		n.t.Error(err)
 	}
 }

@@ -96,9 +96,15 @@ func sweepOne(number int) error {
 	if err != nil || image == nil {
 		return err
 	}
-	above, err := loop.OnFileSystem(image.Rdev())
+	return errors.Join(SweepFileSystem(image.Rdev()), image.Detach())
+}
+
+// SweepFileSystem detaches the loop devices over files of the file system with this device number, and what is
+// stacked on them. Sweep finds those on an image by itself unless it holds btrfs, whose numbers are its own.
+func SweepFileSystem(dev uint64) error {
+	above, err := loop.OnFileSystem(dev)
 	if err != nil {
-		return errors.Join(err, image.Close())
+		return err
 	}
 	var errs []error
 	for _, device := range above {
@@ -109,5 +115,5 @@ func sweepOne(number int) error {
 		}
 		errs = append(errs, device.Detach())
 	}
-	return errors.Join(append(errs, image.Detach())...)
+	return errors.Join(errs...)
 }
