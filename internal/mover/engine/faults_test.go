@@ -60,11 +60,9 @@ func wireFaults(at int64) []wireFault {
 // the one the target claims; nobody is told of a commit that is none; and the session ends with its point, by itself
 // where the wire alone is to blame, else with an error that has a kind, and then with the next attempt.
 func TestAnyFaultOfTheWireAtAnyFrame(t *testing.T) {
-	for _, s := range faultStories() {
+	for _, s := range scenes() {
 		for _, toTarget := range []bool{true, false} {
-			base := newWorld(t, group)
-			s.past(base)
-			base.cut("new")
+			base := s.set(t)
 			t.Run(fmt.Sprintf("%s/to target %v", s.name, toTarget), func(t *testing.T) {
 				t.Parallel()
 				frames := int64(1)
@@ -85,16 +83,8 @@ func TestAnyFaultOfTheWireAtAnyFrame(t *testing.T) {
 	}
 }
 
-// faultStories are the sessions that meet the faults.
-func faultStories() []story {
-	if long() > 0 {
-		return stories
-	}
-	return stories[:2]
-}
-
 // faultOnce runs the session of "new" with a fault on its first connection. It returns how many frames passed there.
-func faultOnce(t *testing.T, base *world, s story, f wireFault, toTarget bool, at int64) int64 {
+func faultOnce(t *testing.T, base *world, s scene, f wireFault, toTarget bool, at int64) int64 {
 	t.Helper()
 	w := base.fork(t, uint64(at))
 	w.boot()
@@ -114,7 +104,7 @@ func faultOnce(t *testing.T, base *world, s story, f wireFault, toTarget bool, a
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	r := w.newSource("new").Run(ctx)
+	r := s.source(w).Run(ctx)
 	waitFor(t, func() bool { return w.target.State().Phase == engine.PhaseIdle })
 	got := w.claim()
 	switch {

@@ -251,6 +251,13 @@ func TestATargetServesAVersion1Source(t *testing.T) {
 					last = v1Welcome
 				}
 				answers := w.playV1Source(name, last)
+				if last == 0 {
+					// What came before the cut is kept, if nobody takes the session over meanwhile.
+					waitFor(t, func() bool {
+						st := w.target.State()
+						return st.Phase == engine.PhaseIdle && st.Message != ""
+					})
+				}
 				compareAnswers(t, name, answers, want)
 			}
 			waitFor(t, func() bool { return w.target.State().Phase == engine.PhaseIdle })
@@ -298,7 +305,7 @@ func (w *world) playV1Source(name string, last byte) []v1Frame {
 		for !slices.ContainsFunc(answers, ok) {
 			f, more := <-in
 			if !more {
-				w.t.Fatalf("%s: the target ended without %s: %v", name, what, failed)
+				w.t.Fatalf("%s: the target ended without %s: %v; it said\n%s", name, what, failed, dumpV1(answers))
 			}
 			answers = append(answers, f)
 		}
