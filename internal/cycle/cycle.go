@@ -90,6 +90,8 @@ const (
 
 // How soon to look again.
 const (
+	// Hasty is for when an application waits for this side: each wait of a move counts in its downtime.
+	Hasty = 100 * time.Millisecond
 	// Quick is for what takes a second or so: snapshots, claims, pods that end.
 	Quick = 250 * time.Millisecond
 	// Steady is for what runs.

@@ -127,6 +127,15 @@ func Backoff(failures int) time.Duration {
 // older epoch ends before the new epoch is in force. A session is saved before anything is made for it, so that nothing is
 // ever made that no status knows. Only then come new sessions.
 func NextSource(s Source) Decision {
+	d := nextSource(s)
+	// What a person or a lost link holds up does not come sooner for being asked after.
+	if waited := s.Moving && d.Step != Rest || d.Phase == Promoting; waited && d.Poll <= Steady {
+		d.Poll = min(d.Poll, Hasty)
+	}
+	return d
+}
+
+func nextSource(s Source) Decision {
 	if s.InForce.Role == v1alpha1.RoleTarget || (s.InForce.Role == "" && s.Replica.Exists()) {
 		return leaveTarget(s)
 	}

@@ -221,6 +221,36 @@ func TestASessionFromBeginningToEnd(t *testing.T) {
 	}
 }
 
+func TestAnApplicationThatWaitsIsNotKeptWaiting(t *testing.T) {
+	promoting := func(s *Source) {
+		s.InForce, s.Session = stand(v1alpha1.RoleTarget, 1), nil
+		s.Replica = Replica{Pair: Present, Spool: Present, Sealed: true, Receiver: Partial}
+	}
+	for _, c := range []struct {
+		name string
+		edit func(*Source)
+		poll time.Duration
+	}{
+		{"a mover that runs, the application too", func(*Source) {}, Steady},
+		{"a mover that runs while a move holds the application offline", func(s *Source) { s.Moving = true }, Hasty},
+		{"clones of a move", func(s *Source) { s.Moving, s.Clones, s.Mover = true, Partial, Mover{} }, Hasty},
+		{"a replica that is being promoted", promoting, Hasty},
+		{"a lost link", func(s *Source) {
+			s.Moving, s.Session, s.TriggerNow = true, nil, "go"
+			s.Peer = Peer{Name: "west", Link: v1alpha1.LinkLost, Trouble: "timeout"}
+		}, Patient},
+		{"nothing is asked for", func(s *Source) { s.Moving, s.Session = true, nil }, Steady},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := inSession()
+			c.edit(&s)
+			if d := NextSource(s); d.Poll != c.poll {
+				t.Errorf("%s (%s) is looked at again in %s, want %s", d.Step, d.Message, d.Poll, c.poll)
+			}
+		})
+	}
+}
+
 func TestBackoffDoublesAndEnds(t *testing.T) {
 	want := []time.Duration{30, 30, 60, 120, 240, 480, 900, 900, 900}
 	for failures, seconds := range want {
