@@ -28,6 +28,11 @@ type Applier struct {
 	done    int64
 	keeping bool
 	options ApplyOptions
+
+	sp  *spool.Spool
+	ref *spool.MapRef // of the old index, if it can stay
+	// same says that nothing changed.
+	same bool
 }
 
 // NewApplier prepares to apply the spool's committed delta to the tree of volume v.
@@ -36,7 +41,7 @@ func NewApplier(sp *spool.Spool, v int, root string, o ApplyOptions) (*Applier, 
 	if d == nil || !sp.Pending() {
 		return nil, errors.New("apply tree: no committed delta waits")
 	}
-	a := &Applier{volume: v, direct: d.Direct, options: o}
+	a := &Applier{volume: v, direct: d.Direct, options: o, sp: sp}
 	var err error
 	if a.old, err = memberIndex(sp, d, v); err != nil {
 		return nil, err
@@ -45,12 +50,10 @@ func NewApplier(sp *spool.Spool, v int, root string, o ApplyOptions) (*Applier, 
 		a.old.close()
 		return nil, err
 	}
-	if a.w, err = newIndexWriter(sp, true); err != nil {
-		a.Close()
-		return nil, err
+	if a.old != nil && a.old.known {
+		ref := sp.State().Maps[d.Members[v].Name]
+		a.ref = &ref
 	}
-	a.ledger = newLedger(v, a.old, a.w, a.build.left)
-	a.ledger.direct = d.Direct
 	done, err := a.build.kept()
 	if err != nil {
 		a.Close()
@@ -124,6 +127,19 @@ func (a *Applier) items(put wire.TreePut, visit func(*wire.TreeItem, *buffer) er
 	return errors.Join(err, a.build.endRun())
 }
 
+// open begins the new index with the first record that changes something.
+func (a *Applier) open() (err error) {
+	if a.ledger != nil {
+		return nil
+	}
+	if a.w, err = newIndexWriter(a.sp, true); err != nil {
+		return err
+	}
+	a.ledger = newLedger(a.volume, a.old, a.w, a.build.left)
+	a.ledger.direct = a.direct
+	return nil
+}
+
 // Record applies one record. Records of other members pass.
 func (a *Applier) Record(m wire.Message) error {
 	if v, ok := volumeOf(m); !ok || v != a.volume {
@@ -131,6 +147,14 @@ func (a *Applier) Record(m wire.Message) error {
 	}
 	if a.keeping {
 		return errors.New("apply tree: the objects to be kept were not set aside")
+	}
+	if _, end := m.(wire.TreeEnd); end && a.ledger == nil && a.ref != nil {
+		// The end alone: nothing changed, which was proven before the commit. The index stays.
+		a.same = true
+		return nil
+	}
+	if err := a.open(); err != nil {
+		return err
 	}
 	a.done++
 	if a.options.Progress != nil {
@@ -174,7 +198,10 @@ func (a *Applier) Record(m wire.Message) error {
 // Finish makes the tree durable as it is now, and its new index; the spool is to name it. The Applier is closed.
 func (a *Applier) Finish() (spool.MapRef, error) {
 	defer a.Close()
-	if !a.ledger.ended {
+	if a.same {
+		return *a.ref, nil
+	}
+	if a.ledger == nil || !a.ledger.ended {
 		return spool.MapRef{}, &spool.Damaged{What: "the log ends before the tree does"}
 	}
 	if err := a.build.endLeaving(); err != nil {

@@ -30,7 +30,7 @@ import (
 //	| magic   | pages u64 | objects u64 | entries (u64) | known u64  | places u64  | root (32) |
 //	+---------+-----------+-------------+---------------+------------+-------------+-----------+
 //
-// root is the BLAKE3 of the trailer before it, after the digest of all pages' frames; spool.MapRef has it too. A file is
+// root is the BLAKE3 of the digest of all pages' frames and the trailer before it; spool.MapRef has it too. A file is
 // synced before the spool names it, so a half-written index is never believed; pages carry their own checksums, and a
 // digest that went bad on disk makes blocks travel that need not.
 const (
@@ -87,6 +87,9 @@ func (w *indexWriter) offset() int64 { return w.at + int64(len(w.buf)) }
 const indexBuffer = 1 << 20
 
 func (w *indexWriter) flush() error {
+	if len(w.buf) == 0 {
+		return nil
+	}
 	if _, err := w.file.WriteAt(w.buf, w.at); err != nil {
 		return fmt.Errorf("write index: %w", err)
 	}
@@ -99,6 +102,15 @@ func (w *indexWriter) digests(ds []digest.Digest) error {
 	for i := range ds {
 		w.buf = append(w.buf, ds[i][:]...)
 	}
+	if len(w.buf) >= indexBuffer {
+		return w.flush()
+	}
+	return nil
+}
+
+// raw writes digests as they stand in another index.
+func (w *indexWriter) raw(b []byte) error {
+	w.buf = append(w.buf, b...)
 	if len(w.buf) >= indexBuffer {
 		return w.flush()
 	}
@@ -190,7 +202,6 @@ func (w *indexWriter) finish() (spool.MapRef, error) {
 	_, _ = h.Write(w.pages.Sum(nil))
 	_, _ = h.Write(w.buf[start:])
 	root := h.Sum(nil)
-	// The trailer is checked alone when the index is opened: the digest of the pages stands in its place.
 	w.buf = append(w.buf, root...)
 	size := w.offset()
 	err := w.flush()

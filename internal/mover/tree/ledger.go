@@ -107,6 +107,9 @@ type ledger struct {
 	file    *openFile
 	changed int64
 	deleted int64
+
+	window   []byte // some of the old index
+	windowAt int64
 }
 
 // openFile is the file whose blocks are arriving.
@@ -184,20 +187,41 @@ func (l *ledger) stays(e *wire.TreeListed) error {
 
 // copyDigests brings digests of the old index into the new one.
 func (l *ledger) copyDigests(ref, n int64) error {
-	var some [256]digest.Digest
 	for n > 0 {
-		part := some[:min(n, int64(len(some)))]
-		if err := l.old.digests(ref, part); err != nil {
+		if at := ref - l.windowAt; at < 0 || at >= int64(len(l.window)) {
+			if err := l.look(ref); err != nil {
+				return err
+			}
+		}
+		part := l.window[ref-l.windowAt:]
+		part = part[:min(n*digest.Size, int64(len(part)))]
+		if err := l.w.raw(part); err != nil {
 			return err
 		}
-		if err := l.w.digests(part); err != nil {
-			return err
-		}
-		ref += int64(len(part)) * digest.Size
-		n -= int64(len(part))
+		ref += int64(len(part))
+		n -= int64(len(part)) / digest.Size
 	}
 	return nil
 }
+
+// look moves the window over the old index's digests. Entries that stay have theirs one behind the other, between pages:
+// reading each alone would be a system call per file.
+func (l *ledger) look(ref int64) error {
+	n := int64(0)
+	if l.old != nil {
+		n = min(windowSize, l.old.end-ref) / digest.Size * digest.Size
+	}
+	if ref < indexHeader || n <= 0 {
+		return fmt.Errorf("%w: digests at %d", ErrIndex, ref)
+	}
+	if cap(l.window) < windowSize {
+		l.window = make([]byte, windowSize)
+	}
+	l.window, l.windowAt = l.window[:n], ref
+	return readFull(l.old.file, l.window, ref)
+}
+
+const windowSize = 64 << 10
 
 // enter goes on to an entry of the new tree: it leaves directories behind and checks that the entry's own is there.
 func (l *ledger) enter(path string, m *wire.TreeMeta, it *wire.TreeItem) error {
@@ -251,7 +275,8 @@ func (l *ledger) leaveLast() error {
 	n := len(l.stack)
 	d := l.stack[n-1]
 	l.stack = l.stack[:n-1]
-	if l.left == nil || d.item == nil && !d.touched {
+	// The root's times change with what is set aside in it, whether anything else does or not.
+	if l.left == nil || d.item == nil && !d.touched && d.path != "" {
 		return nil
 	}
 	return l.left(d)
