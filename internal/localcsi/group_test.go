@@ -250,6 +250,7 @@ func TestWritersAreNotHeldForever(t *testing.T) {
 	n.driver.freezeLimit = freezeLimit
 	_, err = n.tryGroup("g", "a", "b")
 	must(t, err)
+	writeWithin(t, 20*time.Second, mounted)
 }
 
 func TestGroupOfAFileSystemThatSomebodyElseFreezesIsRefused(t *testing.T) {

@@ -13,7 +13,14 @@ import (
 
 	"lifeboat.dev/lifeboat/internal/localcsi/localcsitest"
 	"lifeboat.dev/lifeboat/internal/mover/digest"
+	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
+
+func TestGrainIsThatOfTheWire(t *testing.T) {
+	if Grain != wire.Grain {
+		t.Errorf("lists are in units of %d bytes, records in units of %d", Grain, wire.Grain)
+	}
+}
 
 func TestMain(m *testing.M) { os.Exit(localcsitest.Main(m)) }
 
