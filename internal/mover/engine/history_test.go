@@ -62,7 +62,7 @@ const seedEnv = "LIFEBOAT_TEST_SEED"
 
 // Random histories with everything real but disks and sockets: groups of one to three volumes that are written,
 // zeroed and grown; sessions with and without lists of changes, right ones and ones that could not be had, from bases
-// that match and that do not; points that come again or in the wrong order; links that are cut or spoiled; targets
+// that match and that do not; verifications of replicas that rotted; points that come again or in the wrong order; links that are cut or spoiled; targets
 // that crash, run full, fail, restart, or lose their spool; epochs that rise, roles that are swapped, and sources of
 // an older epoch that come back, also in the middle of a session.
 //
@@ -152,6 +152,7 @@ func (h *history) step() {
 		{1, h.raise},
 		{1, h.swapRoles},
 		{1, h.grow},
+		{1, h.rot},
 	}
 	total := 0
 	for _, s := range steps {
@@ -198,9 +199,10 @@ func (h *history) cut() string {
 
 // attempt is a source, what it offers, and what is expected of it.
 type attempt struct {
-	point string
-	base  string
-	offer engine.Offer
+	point  string
+	base   string
+	offer  engine.Offer
+	verify bool
 }
 
 // lists makes a list of changes per volume, of the log from one place to another, now and then with more than that.
@@ -230,7 +232,7 @@ func (h *history) lists(point string, from, to int) []change.List {
 
 // plan decides what the source of a point offers.
 func (h *history) plan(point string) attempt {
-	a := attempt{point: point}
+	a := attempt{point: point, verify: h.rng.IntN(10) == 0}
 	i := slices.Index(h.points, point)
 	if h.known && h.rng.IntN(2) == 0 {
 		a.offer.Allocated = h.lists(point, 0, h.cutAt[point])
@@ -252,7 +254,7 @@ func (h *history) plan(point string) attempt {
 }
 
 func (h *history) source(a attempt, epoch uint64) *engine.Source {
-	cfg := engine.SourceConfig{Replication: "shop/pg", Epoch: epoch, Point: a.point, Base: a.base}
+	cfg := engine.SourceConfig{Replication: "shop/pg", Epoch: epoch, Point: a.point, Base: a.base, Verify: a.verify}
 	parts := engine.SourceParts{
 		Dial: h.w.dial, Software: "test", Log: quiet(), Now: time.Now, Offer: a.offer,
 		Wait: func(ctx context.Context, _ time.Duration) error { return ctx.Err() },
@@ -304,7 +306,7 @@ func (h *history) session(point string) {
 	trouble := names[h.rng.IntN(len(names))]
 	clear := !h.half && h.claimed != ""
 	holds := h.claimed
-	h.note("epoch %d: session of %s, base %q, note %q, allocated %v: %s", h.w.epoch, point, a.base, a.offer.Note, a.offer.Allocated != nil, trouble)
+	h.note("epoch %d: session of %s, base %q, note %q, allocated %v, verify %v: %s", h.w.epoch, point, a.base, a.offer.Note, a.offer.Allocated != nil, a.verify, trouble)
 	r, done := h.trouble(trouble, s, point)
 	waitFor(h.t, func() bool { return h.w.target.State().Phase == engine.PhaseIdle })
 	h.note("  done %v, tier %s (%s), attempts %d, resumed %d, %d bytes of data, error %q", r.Done, r.Tier, r.TierReason, r.Attempts, r.Resumed, r.BytesData, r.Error)
@@ -331,7 +333,7 @@ func (h *history) session(point string) {
 // not is said.
 func (h *history) expectTier(a attempt, r engine.Report, clear bool, held string) {
 	switch {
-	case r.Already || !clear:
+	case r.Already || !clear || a.verify:
 	case a.offer.Changes != nil && a.base == held && r.Attempts == 1 && r.Tier != "cbt" && !strings.Contains(r.TierReason, "epoch"):
 		h.t.Fatalf("with a list from %s, which the target holds, the tier is %s: %s", a.base, r.Tier, r.TierReason)
 	case r.Tier == "cbt" && a.base != held && r.Attempts == 1:
@@ -612,6 +614,36 @@ func (h *history) swapRoles() {
 	h.w, h.points, h.log, h.cutAt, h.known = w, nil, nil, map[string]int{}, false
 	h.claimed, h.kept, h.half = "", diverged, false
 	w.boot(func() { h.check("") })
+}
+
+// rot changes the replica behind the target's back. Verifying finds it and makes it good.
+func (h *history) rot() {
+	if !slices.Contains(h.points, h.claimed) || h.sizesDiffer(h.claimed) {
+		return
+	}
+	m := h.w.members[h.rng.IntN(len(h.w.members))]
+	n := min(m.size, 1+h.rng.Int64N(200<<10))
+	at := h.rng.Int64N(m.size - n + 1)
+	replica := h.w.machine.Volume(m.name, m.size)
+	if _, err := replica.WriteAt(random(int(n), h.rng.Uint64()), at); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := replica.Sync(); err != nil {
+		h.t.Fatal(err)
+	}
+	a := h.plan(h.claimed)
+	a.verify = true
+	r := h.run(context.Background(), h.source(a, h.w.epoch), h.claimed)
+	h.note("volume %s rots from %d, %d bytes; verified %v, %d bytes repaired: %s %s", m.name, at, n, r.Verified, r.BytesRepaired, r.TierReason, r.Error)
+	waitFor(h.t, func() bool { return h.w.target.State().Phase == engine.PhaseIdle })
+	if !r.Done || !r.Verified || r.BytesRepaired < n {
+		h.t.Fatalf("a replica that rotted was not made good: %+v", r)
+	}
+	h.half = false
+	h.check(h.claimed)
+	if v := h.w.target.State().Verified; v == nil || v.ID != h.claimed {
+		h.t.Fatalf("the target says that %+v was verified", v)
+	}
 }
 
 // grow makes volumes of both sides larger, one side first: until the other follows, sources are refused.
