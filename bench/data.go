@@ -282,7 +282,7 @@ func sameBytes(x, y io.Reader) error {
 		n, errX := io.ReadFull(x, p)
 		m, errY := io.ReadFull(y, q)
 		switch {
-		case n != m || !bytes.Equal(p[:n], q[:m]):
+		case !bytes.Equal(p[:n], q[:m]):
 			return fmt.Errorf("the copy differs from its source between %d and %d", at, at+int64(max(n, m)))
 		case ended(errX) && ended(errY):
 			return nil

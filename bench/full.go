@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"lifeboat.dev/lifeboat/internal/mover/engine"
 )
@@ -81,17 +82,17 @@ func (b *bench) fullSparse() stage {
 	}}}
 }
 
-// archives are full copies by tools that are no match in time but in purpose; a smaller volume does for them.
+// archives are first copies by tools that are no match in time but in purpose; less data does for them.
 func (b *bench) archives() stage {
-	size := min(b.size, 1<<30)
+	size, files := min(b.size, 1<<30), min(b.files, 10_000)
 	return stage{needs: int64(b.pairs+8) * size, peers: true, scenes: []scene{{
-		name: "archive", about: "first copy of " + binary(size) + " that nothing compresses, not in the page cache, by tools that back up",
+		name: "archive-random", about: "first copy of " + binary(size) + " that nothing compresses, not in the page cache, by tools that back up",
 		rows: []row{
 			{name: "archive-random/restic", ours: ours, theirs: "restic"},
 			{name: "archive-random/rclone", ours: ours, theirs: "rclone"},
 			{name: "archive-random/btrfs-send", ours: ours, theirs: "btrfs-send"},
 		},
-		cast: func(ctx context.Context) ([]*contender, error) {
+		cast: func(context.Context) ([]*contender, error) {
 			source := b.path("source.img")
 			if err := writeFile(source, size, random(1)); err != nil {
 				return nil, err
@@ -100,9 +101,29 @@ func (b *bench) archives() stage {
 			restored, cloned := b.path("restored/source.img"), b.path("rclone.img")
 			return []*contender{
 				b.firstCopy(source, ours, true, ask{}),
-				b.restic(source, restored, true, true, same(restored)),
+				b.restic(source, restored, true, same(restored)),
 				plain("rclone", rcloneFile, source, cloned, true, true, same(cloned)),
 				b.btrfsFull(source, size),
+			}, nil
+		},
+	}, {
+		name: "archive-small", about: fmt.Sprintf("first copy of a directory of %d small files by tools that back up", files),
+		rows: []row{
+			{name: "archive-small/restic", ours: ours, theirs: "restic"},
+			{name: "archive-small/rclone", ours: ours, theirs: "rclone"},
+		},
+		cast: func(ctx context.Context) ([]*contender, error) {
+			source := tree{root: b.path("tree"), count: files}
+			if err := source.make(1); err != nil {
+				return nil, err
+			}
+			same := func(copy string) func() error { return func() error { return treesEqual(ctx, source.root, copy) } }
+			m := b.newMovers("small", source.root, b.path("replica"))
+			restored, cloned := b.path("restored/tree"), b.path("rclone")
+			return []*contender{
+				m.fresh(ours, ask{}, func(ctx context.Context) error { return treesEqual(ctx, source.root, m.target) }),
+				b.restic(source.root, restored, false, same(restored)),
+				plain("rclone", rcloneTree, source.root, cloned, false, true, same(cloned)),
 			}, nil
 		},
 	}}}

@@ -113,20 +113,15 @@ const (
 	rcloneTree = `RCLONE_CONFIG=/dev/null rclone sync "$1" "$2"; sync -f "$2"`
 )
 
-// restic backs up into a repository and restores from it: what must happen before the copy can be used.
-func (b *bench) restic(source, copy string, cold, anew bool, check func() error) *contender {
+// restic backs up into a new repository and restores from it: what must happen before the copy can be used.
+func (b *bench) restic(source, copy string, cold bool, check func() error) *contender {
 	repository := b.path("restic")
 	c := plain("restic", "", source, copy, cold, true, check)
 	prepare := c.prepare
 	c.prepare = func(ctx context.Context, pair int) error {
-		err := prepare(ctx, pair)
-		if anew || pair == 0 {
-			err = errors.Join(err, os.RemoveAll(repository), command(ctx, script(resticHead+`restic init -q`, repository)...))
-		}
-		return err
+		return errors.Join(prepare(ctx, pair), os.RemoveAll(repository), command(ctx, script(resticHead+`restic init -q`, repository)...))
 	}
 	c.work = func(ctx context.Context, _ int) (usage, error) {
-		// The copy appears below copy.d with its whole path; --target is a folder.
 		return shell(ctx, resticHead+`cd "$(dirname "$2")"; restic backup -q "$(basename "$2")"; sync -f "$1"; restic restore -q latest --target "$3"; sync -f "$3"`,
 			repository, source, filepath.Dir(copy))
 	}
