@@ -215,12 +215,21 @@ func reportLine(target string, r engine.Report) string {
 	if !r.Done {
 		return fmt.Sprintf("%s  %s failed after %s: %s", target, r.Point, seconds(r.DurationSeconds), r.Error)
 	}
-	line := fmt.Sprintf("%s  %s done in %s: %s of %s changed, %s sent, tier %s (%s)", target, r.Point, seconds(r.DurationSeconds),
-		humanBytes(r.BytesChanged), humanBytes(r.BytesTotal), humanBytes(r.BytesWire), r.Tier, r.TierReason)
+	line := fmt.Sprintf("%s  %s done in %s: %s, %s sent, tier %s (%s)", target, r.Point, seconds(r.DurationSeconds),
+		changed(r), humanBytes(r.BytesWire), r.Tier, r.TierReason)
 	if r.Verified {
 		line += fmt.Sprintf("; verified, %s repaired", humanBytes(r.BytesRepaired))
 	}
 	return line
+}
+
+// changed is what a session brought: of trees, entries count.
+func changed(r engine.Report) string {
+	text := fmt.Sprintf("%s of %s changed", humanBytes(r.BytesChanged), humanBytes(r.BytesTotal))
+	if r.Entries > 0 {
+		text = fmt.Sprintf("%d of %d entries changed, %d deleted, ", r.EntriesChanged, r.Entries, r.EntriesDeleted) + text
+	}
+	return text
 }
 
 // end sums up, for machines and where there are several targets.

@@ -420,6 +420,9 @@ func TestAnotherSizeIsRefused(t *testing.T) {
 	if r.Kind != engine.KindConflict {
 		t.Errorf("ended with %s: %s", r.Kind, r.Error)
 	}
+	if _, err := os.Stat(filepath.Join(west.disk, "second.img")); err == nil {
+		t.Error("a file was made for a source that does not fit")
+	}
 }
 
 func TestADeadTargetHoldsNobodyBack(t *testing.T) {
@@ -567,6 +570,7 @@ func TestWrongCommandsAreExplained(t *testing.T) {
 		{"receive " + source + " --peer north", `peer is "north"`},
 		{"receive " + source + " --holds much", "replicaHolds"},
 		{"receive a=" + source + " a=" + source, "name each volume once"},
+		{"receive " + source + " " + empty, "a group of its own for each kind"},
 		{"identity UPPER --dir " + empty, "name"},
 		{"identity other --dir " + east.dir, "the identity of east"},
 		{"identity trust /does/not/exist", "certificate"},
