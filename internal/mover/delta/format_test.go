@@ -15,6 +15,7 @@ import (
 	"github.com/zeebo/blake3"
 
 	"lifeboat.dev/lifeboat/internal/mover/delta"
+	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
@@ -163,6 +164,81 @@ func TestMissingRepeatedAndForeignFramesAreRefused(t *testing.T) {
 	refuse("of a session", 1, append([][]byte{parts[0], foreign}, parts[1:]...))
 	old, body := wire.EncodeAs(nil, wire.SegmentEnd{}, 1)
 	refuse("of protocol 1", 1, append([][]byte{parts[0], append(old, body...)}, parts[1:]...))
+}
+
+// Deltas whose frames are whole and in order, and which say what cannot be.
+func TestWhatContradictsItselfIsRefused(t *testing.T) {
+	zero := make([]byte, 65536)
+	block, word := pattern(65536, 1), append([]byte("word"), make([]byte, 4092)...)
+	of := digest.Block(block)
+	data := func(offset int64, p []byte, digests ...digest.Digest) wire.Data {
+		return wire.Data{Offset: offset, Length: len(p), Digests: digests, Payload: p}
+	}
+	whole := data(0, block, of)
+	second := wire.Data{Volume: 1, Length: 65536, Digests: []digest.Digest{of}, Payload: block}
+	for what, c := range map[string]struct {
+		full    bool
+		end     digest.Digest
+		records []wire.Message
+	}{
+		"a digest of other bytes":     {false, digest.Unknown, []wire.Message{data(0, zero, of)}},
+		"a segment of other blocks":   {true, of, []wire.Message{whole, wire.Hole{Offset: 65536, Length: 5000}}},
+		"half a volume in full":       {true, digest.Unknown, []wire.Message{whole}},
+		"a volume missing in full":    {true, digest.Unknown, []wire.Message{whole, wire.Hole{Offset: 65536, Length: 5000}}},
+		"part of a block in full":     {true, digest.Unknown, []wire.Message{whole, data(65536, word, of)}},
+		"a record behind the end":     {false, digest.Unknown, []wire.Message{data(65536, zero, digest.Zero)}},
+		"a record that ends anywhere": {false, digest.Unknown, []wire.Message{data(65536, word[:100], of)}},
+		"a hole that ends anywhere":   {false, digest.Unknown, []wire.Message{wire.Hole{Length: 4096}}},
+		"a volume too many":           {false, digest.Unknown, []wire.Message{wire.Data{Volume: 2, Length: 65536, Digests: []digest.Digest{of}, Payload: block}}},
+		"two volumes in a segment":    {false, digest.Unknown, []wire.Message{whole, second}},
+		"records that overlap":        {false, digest.Unknown, []wire.Message{data(4096, word, of), data(4096, word, of)}},
+		"a block twice":               {false, digest.Unknown, []wire.Message{data(0, word, of), data(8192, word, of)}},
+		"a block that should go on":   {false, digest.Unknown, []wire.Message{wire.Data{More: true, Length: 4096, Payload: word}, data(65536, word, of)}},
+		"a block that never ends":     {false, digest.Unknown, []wire.Message{wire.Data{More: true, Length: 4096, Payload: word}}},
+		"a packed record of noise":    {false, digest.Unknown, []wire.Message{wire.Data{Codec: wire.CodecZstd, Length: 65536, Digests: []digest.Digest{of}, Payload: block}}},
+		"bytes that are elsewhere":    {false, digest.Unknown, []wire.Message{wire.Data{Codec: wire.CodecApart, Length: 65536, Digests: []digest.Digest{of}}}},
+	} {
+		var out bytes.Buffer
+		members := []wire.Member{{Name: "a", Size: 70_536}, {Name: "b", Size: 65536}}
+		w, err := delta.NewWriter(&out, delta.Head{Full: c.full, Point: "p", Members: members})
+		must(t, err)
+		var blocks []digest.Digest
+		for _, m := range c.records {
+			must(t, w.Record(m))
+			if d, ok := m.(wire.Data); ok {
+				blocks = append(blocks, d.Digests...)
+			} else {
+				blocks = append(blocks, digest.Zero)
+			}
+		}
+		must(t, w.EndSegment(0, 0, digest.Unknown, c.end, blocks))
+		unknown := []digest.Digest{digest.Unknown, digest.Unknown}
+		_, err = w.Close(unknown, unknown)
+		must(t, err)
+		if _, err := delta.Verify(ctx, &out, nil); !refusedAs(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// A segment's base has a digest for each block that is touched.
+func TestABaseWithADigestTooFewIsRefused(t *testing.T) {
+	was, now := small()
+	parts := frames(t, export(t, was, now, byContent, delta.ExportOptions{Base: "p1"}))
+	for n, p := range parts {
+		if string(p[:4]) != "LBdf" || p[5] != 2 {
+			continue
+		}
+		short := bytes.Clone(p[:len(p)-32])
+		binary.LittleEndian.PutUint32(short[8:], uint32(len(short)-16))
+		binary.LittleEndian.PutUint16(short[16+38:], binary.LittleEndian.Uint16(short[16+38:])-1)
+		seal(short)
+		spoiled := append([][]byte{}, parts...)
+		spoiled[n] = short
+		if _, err := delta.Verify(ctx, bytes.NewReader(sealed(spoiled...)), nil); !refusedAs(err) {
+			t.Errorf("frame %d: %v", n, err)
+		}
+	}
 }
 
 func TestALaterFormatIsNamed(t *testing.T) {

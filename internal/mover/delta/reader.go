@@ -165,7 +165,7 @@ func (r *Reader) record(v int, offset, length int64, blocks int, more bool) erro
 	// The last block of the record before: it goes on here, or it does not, as that one said.
 	same := p.open && (p.offset-1)/digest.BlockSize == offset/digest.BlockSize
 	if p.open && same != p.more {
-		return fmt.Errorf("a record at %d in the block of the one that ends at %d, which says otherwise", offset, p.offset)
+		return fmt.Errorf("a record at %d and one that ends at %d do not agree whether that one's last block goes on", offset, p.offset)
 	}
 	if !p.open {
 		*p = place{volume: v, segment: s, open: true}
