@@ -283,8 +283,12 @@ func TestFullPoolSaysSo(t *testing.T) {
 	_, err = n.controller.CreateVolume(t.Context(), &csi.CreateVolumeRequest{Name: "large", CapacityRange: &csi.CapacityRange{RequiredBytes: gib},
 		VolumeCapabilities: []*csi.VolumeCapability{blockCapability()}})
 	wantCode(t, err, codes.ResourceExhausted)
+	_, err = n.tryGroup("group", v)
+	wantCode(t, err, codes.ResourceExhausted)
 	must(t, os.Remove(n.path("pool", "mnt", "filler")))
 	n.snapshot("space-again", v)
+	_, err = n.tryGroup("group", v)
+	must(t, err)
 }
 
 // fill takes all free blocks of the file system.

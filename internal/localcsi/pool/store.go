@@ -224,14 +224,14 @@ func (p *Pool) CreateSnapshot(s Snapshot, cut Cut) error {
 // create makes a folder with data and record under a hidden name and gives it its own by one rename.
 func (p *Pool) create(dir, id, file string, record any, fill func(data string) error) (err error) {
 	d, err := p.begin(dir, id)
-	if err != nil {
-		return err
-	}
 	defer func() {
 		if err != nil {
 			err = p.explain(errors.Join(err, d.drop()))
 		}
 	}()
+	if err != nil {
+		return err
+	}
 	if err := fill(d.data); err != nil {
 		return err
 	}
