@@ -1,0 +1,72 @@
+package engine_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"lifeboat.dev/lifeboat/internal/mover/change"
+	"lifeboat.dev/lifeboat/internal/mover/digest"
+	"lifeboat.dev/lifeboat/internal/mover/engine"
+)
+
+// A session is cut behind each of its frames, some of them in the middle of a block, and goes on with a source that
+// knows more or less than the first: the list, a coarser list, or nothing. It ends with the point at the first attempt,
+// and nobody breaks the protocol on the way.
+func TestASessionGoesOnWithAnotherOffer(t *testing.T) {
+	offers := map[string]func(w *world) *engine.Source{
+		"the list": scenesOfThree[0].source,
+		"a coarser list": func(w *world) *engine.Source {
+			var o engine.Offer
+			for _, m := range w.members {
+				coarse, err := change.Normalize(m.size, threeChanged[m.name], 2*digest.BlockSize)
+				if err != nil {
+					t.Fatal(err)
+				}
+				o.Changes = append(o.Changes, change.List{Size: m.size, Extents: coarse})
+			}
+			return w.offering("p1", o)
+		},
+		"nothing": func(w *world) *engine.Source { return w.newSource("new") },
+	}
+	for first, begin := range offers {
+		for second, goOn := range offers {
+			t.Run(fmt.Sprintf("%s, then %s", first, second), func(t *testing.T) {
+				t.Parallel()
+				base := scenesOfThree[0].set(t)
+				for at := int64(1); at <= 24; at++ {
+					w := base.fork(t, uint64(at))
+					w.boot()
+					ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+					w.wrap = func(client, server net.Conn) (net.Conn, net.Conn) {
+						r, near, far := newRelay(client, server)
+						r.toTarget.at, r.toTarget.fault = at, func(l *lane, frame []byte) bool {
+							l.send(frame)
+							cancel()
+							return false
+						}
+						r.start()
+						return near, far
+					}
+					done := begin(w).Run(ctx).Done
+					cancel()
+					w.wrap = nil
+					waitFor(t, func() bool { return w.target.State().Phase == engine.PhaseIdle })
+					r := goOn(w).Run(context.Background())
+					if !r.Done || r.Attempts != 1 {
+						t.Errorf("cut behind frame %d: %d attempts, tier %s (%s), error %q", at, r.Attempts, r.Tier, r.TierReason, r.Error)
+					}
+					if got := w.claim(); got != "new" {
+						t.Errorf("cut behind frame %d: the target claims %q", at, got)
+					}
+					w.down()
+					if done || t.Failed() {
+						break
+					}
+				}
+			})
+		}
+	}
+}
