@@ -287,6 +287,25 @@ func TestChainsThatAreNoneAreRefused(t *testing.T) {
 	}
 }
 
+// A base of the right name that is another instant is found where neither delta changes anything: by the digest of the
+// segment, and by the root of the volume.
+func TestAChainIsCheckedWhereNothingChanges(t *testing.T) {
+	a := instant{make([]byte, digest.SegmentSize+5000)}
+	b := a.clone()
+	b[0][0] = 1
+	for at, how := range map[int]way{10 * 65536: byContentAndList, digest.SegmentSize + 1: byContent} {
+		foreign := b.clone()
+		foreign[0][at] = 1
+		next := foreign.clone()
+		next[0][0] = 2
+		chain := links([][]byte{export(t, a, b, how, delta.ExportOptions{Point: "b"}), export(t, foreign, next, how, delta.ExportOptions{Base: "b"})})
+		var broken *delta.Broken
+		if _, err := delta.Fold(ctx, &bytes.Buffer{}, chain, false); !errors.As(err, &broken) {
+			t.Errorf("byte %d: %v", at, err)
+		}
+	}
+}
+
 // Deltas whose base has no name are a chain by what they hold.
 func TestAChainWithoutNamesIsFoundByDigests(t *testing.T) {
 	a := instant{pattern(100_000, 1)}
