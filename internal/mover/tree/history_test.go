@@ -124,13 +124,15 @@ func TestRandomHistories(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		base, err := os.MkdirTemp("", "history")
 		must(t, err)
-		defer os.RemoveAll(base)
+		defer func() { _ = os.RemoveAll(base) }()
 		w := &world{t: t, source: filepath.Join(base, "source"), target: filepath.Join(base, "target"), cut: -1}
 		must(t, os.Mkdir(w.source, 0o755))
 		must(t, os.Mkdir(w.target, 0o755))
 		w.openSpool(filepath.Join(base, "spool"))
-		defer w.dir.Close()
-		defer w.sp.Close()
+		defer func() {
+			_ = w.sp.Close()
+			_ = w.dir.Close()
+		}()
 		g := &gardener{t: rt, w: w}
 		for round := range rapid.IntRange(1, 5).Draw(rt, "sessions") {
 			for range rapid.IntRange(0, 25).Draw(rt, "acts") {
