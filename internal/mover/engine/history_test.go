@@ -51,6 +51,8 @@ type history struct {
 	half  bool   // a delta may have arrived in part
 	// unsure is a point whose commit was reported as failed, which may stand on the disk all the same.
 	unsure string
+	// force is the trouble of the next session; empty: chance picks.
+	force string
 }
 
 // written is a write, or the part a volume grew by.
@@ -100,7 +102,7 @@ func TestLivesOfAReplication(t *testing.T) {
 		if long() > 0 {
 			return time.Since(began) > long()
 		}
-		return histories >= 24 || testing.Short() && histories >= 3
+		return histories >= 60 || testing.Short() && histories >= 3
 	}
 	for !enough() {
 		rapid.Check(t, func(rt *rapid.T) {
@@ -306,6 +308,9 @@ func (h *history) session(point string) {
 	}
 	slices.Sort(names)
 	trouble := names[h.rng.IntN(len(names))]
+	if h.force != "" {
+		trouble, h.force = h.force, ""
+	}
 	clear := !h.half && h.claimed != ""
 	holds := h.claimed
 	h.note("epoch %d: session of %s, base %q, note %q, allocated %v, verify %v: %s", h.w.epoch, point, a.base, a.offer.Note, a.offer.Allocated != nil, a.verify, trouble)
@@ -562,6 +567,14 @@ func (h *history) staleKnocks() {
 	h.check("")
 }
 
+// goesAwayNext lets the next session, as often as not, be broken off: what a replica keeps until a delta is whole is seen
+// only then.
+func (h *history) goesAwayNext() {
+	if h.rng.IntN(2) == 0 {
+		h.force = "source goes away"
+	}
+}
+
 func (h *history) restart() {
 	h.w.down()
 	crashes := h.rng.IntN(2) == 0
@@ -584,6 +597,7 @@ func (h *history) loseSpool() {
 	if h.w.holds == engine.HoldsNothing {
 		h.kept = ""
 	}
+	h.goesAwayNext()
 	h.claimed, h.half, h.unsure = "", false, ""
 	h.w.boot(func() { h.check("") })
 }
@@ -615,6 +629,7 @@ func (h *history) swapRoles() {
 	h.note("roles are swapped at %s, epoch %d", h.claimed, w.epoch)
 	h.w, h.points, h.log, h.cutAt, h.known = w, nil, nil, map[string]int{}, false
 	h.claimed, h.kept, h.half, h.unsure = "", diverged, false, ""
+	h.goesAwayNext()
 	w.boot(func() { h.check("") })
 }
 
