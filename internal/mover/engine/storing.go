@@ -89,6 +89,8 @@ const (
 	// syncEvery is how much is written before it is made durable, in bytes of volumes. A sync costs the same for
 	// little as for much; it is well below session.Window, so that the source never waits for one.
 	syncEvery = 64 << 20
+	// spoolEvery is the same for a spool: its end is what the source waits for, so little is left to do then.
+	spoolEvery = 16 << 20
 	// syncDelay is how long something written may stay undurable when little comes.
 	syncDelay = 250 * time.Millisecond
 	// writesAtOnce is how many writes to a replica are under way: a disk reaches its rate from a few on.
@@ -157,7 +159,14 @@ func (k *keeper) run() {
 func (k *keeper) due() bool {
 	b := k.batch
 	return b.bytes > 0 && k.synced == nil &&
-		(k.rush || b.bytes >= k.target.parts.SyncEvery || time.Since(b.since) >= syncDelay)
+		(k.rush || b.bytes >= k.every() || time.Since(b.since) >= syncDelay)
+}
+
+func (k *keeper) every() int64 {
+	if k.direct {
+		return k.target.parts.SyncEvery
+	}
+	return min(k.target.parts.SyncEvery, spoolEvery)
 }
 
 // wait is how long nothing is due even if nothing comes.
