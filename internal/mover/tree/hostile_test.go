@@ -139,6 +139,7 @@ func TestHostileMessages(t *testing.T) {
 				must(t, err)
 			}
 			must(t, s.Flush())
+			s.EndWrite() // a target that takes everything sees the end, and the test does not wait for it
 			told := false
 			for {
 				f, err := s.Receive()
