@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/session"
@@ -139,7 +140,8 @@ func TestHostileMessages(t *testing.T) {
 				must(t, err)
 			}
 			must(t, s.Flush())
-			s.EndWrite() // a target that takes everything sees the end, and the test does not wait for it
+			// A target that takes it all would wait for more.
+			defer time.AfterFunc(5*time.Second, func() { _ = s.Close() }).Stop()
 			told := false
 			for {
 				f, err := s.Receive()
