@@ -232,6 +232,8 @@ func (s *Source) drive(ctx context.Context, link *pipe, work *extractor) error {
 	defer beat.Stop()
 	s.meter.phase(PhaseReconciling, "")
 	actions := s.core.Begin()
+	broken := link.broken
+	var late <-chan time.Time
 	for {
 		s.carryOut(actions, link, work)
 		if s.core.Done() {
@@ -247,6 +249,13 @@ func (s *Source) drive(ctx context.Context, link *pipe, work *extractor) error {
 			}
 			event = a.frame.Message
 			s.hear(event)
+		case <-broken:
+			// Why the target went away may still be on its way here.
+			broken, late = nil, time.After(farewell)
+			actions = nil
+			continue
+		case <-late:
+			return &transport.Lost{During: "send", Err: net.ErrClosed}
 		case r := <-work.results:
 			if r.err != nil {
 				link.send(failure(r.err), nil)

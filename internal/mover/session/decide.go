@@ -116,7 +116,7 @@ func goesOn(half *Half, hello wire.Hello, here, listed bool) bool {
 		return false
 	case here && !hello.Verify:
 		return false
-	case half.Tier.Compares() && half.Cursor.Offset%digest.BlockSize != 0:
+	case half.Tier.Compares() && half.Cursor.Offset%digest.BlockSize != 0 && half.Cursor.Offset != hello.Members[half.Cursor.Volume].Size:
 		// Only the list it was made from can tell how the block goes on.
 		return listed
 	}

@@ -264,7 +264,7 @@ func (s *Source) expected(v int) int {
 }
 
 func (s *Source) onSegmentDigests(m wire.SegmentDigests) error {
-	if s.welcome == nil || m.Volume >= len(s.shape) {
+	if s.welcome == nil || s.done || m.Volume >= len(s.shape) {
 		return violation("segment digests of volume %d out of place", m.Volume)
 	}
 	have := s.theirs[m.Volume]

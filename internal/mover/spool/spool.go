@@ -133,6 +133,9 @@ func parseState(raw []byte) (State, error) {
 	if st.Version != stateVersion {
 		return State{}, fmt.Errorf("spool state has version %d, this software knows %d: use the software that wrote it", st.Version, stateVersion)
 	}
+	if st.Committed != nil && !st.Applied && st.Delta == nil {
+		return State{}, &Damaged{What: "the state file names a point to be applied and no delta"}
+	}
 	return st, nil
 }
 
