@@ -11,20 +11,26 @@ import (
 	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/session"
 	"lifeboat.dev/lifeboat/internal/mover/spool"
-	"lifeboat.dev/lifeboat/internal/mover/volume"
+	"lifeboat.dev/lifeboat/internal/mover/tree"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
 // commit makes the delta's instant the recovery point and applies it.
 func (t *Target) commit(ctx context.Context) error {
+	began := t.parts.Now()
 	t.meter.phase(PhaseCommitting, "")
 	if err := t.spool.Commit(); err != nil {
 		return classify("spool "+t.cfg.Spool, err)
 	}
+	committed := t.parts.Now()
 	t.note()
 	t.meter.phase(PhaseApplying, "")
 	err := t.apply(ctx)
 	t.note()
+	if err == nil {
+		t.parts.Log.Info("recovery point committed and applied", "point", t.spool.State().Committed.ID,
+			"commitSeconds", committed.Sub(began).Seconds(), "applySeconds", t.parts.Now().Sub(committed).Seconds())
+	}
 	return err
 }
 
@@ -38,9 +44,10 @@ func (t *Target) redo(ctx context.Context) error {
 	err := t.apply(ctx)
 	var damaged *spool.Damaged
 	var wrong *session.Integrity
-	if errors.As(err, &damaged) || errors.As(err, &wrong) {
-		t.parts.Log.Error("recovery point lost: its delta is damaged in the spool", "error", err.Error())
-		t.meter.phase(PhaseRedoing, "the committed recovery point is lost, its delta is damaged in the spool: "+err.Error())
+	var diverged *tree.Diverged
+	if errors.As(err, &damaged) || errors.As(err, &wrong) || errors.As(err, &diverged) {
+		t.parts.Log.Error("recovery point lost: its delta cannot be applied whole", "error", err.Error())
+		t.meter.phase(PhaseRedoing, "the committed recovery point is lost, its delta cannot be applied whole: "+err.Error())
 		err = t.spool.Abandon()
 	}
 	t.note()
@@ -54,7 +61,7 @@ func (t *Target) apply(ctx context.Context) error {
 	if len(d.Members) > 0 && d.Members[0].Kind == wire.KindTree {
 		return t.applyTrees(ctx, d)
 	}
-	a := &application{target: t, delta: d, slots: make(chan struct{}, writesAtOnce)}
+	a := &application{target: t, delta: d, slots: make(chan struct{}, appliesAtOnce)}
 	// Nothing writes to a replica any more when this returns.
 	defer a.writes.Wait()
 	var err error
@@ -380,31 +387,31 @@ func (t *Target) build(ctx context.Context, v int, o *openMap) (spool.MapRef, []
 	return ref, expect, err
 }
 
-// digestVolume digests all segments of a volume with several readers; visit is called for one at a time.
+// digestVolume digests all segments of a volume; visit is called for one at a time.
 func (r reading) digestVolume(ctx context.Context, v int, visit func(s int, blocks []digest.Digest, done int64) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	geo := digest.Geometry{Size: r.volumes[v].Size()}
-	var next atomic.Int64
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for range min(workers(), geo.Segments()) {
-		wg.Go(func() {
-			buf := volume.Buffer(readSize)
-			for s := int(next.Add(1)) - 1; s < geo.Segments(); s = int(next.Add(1)) - 1 {
-				blocks, err := r.segment(ctx, v, s, buf)
-				if err == nil {
-					mu.Lock()
-					err = visit(s, blocks, r.read.Load())
-					mu.Unlock()
-				}
-				if err != nil {
-					cancel(err)
-					return
-				}
+	segments := make(chan session.Scan)
+	go func() {
+		defer close(segments)
+		for s := range (digest.Geometry{Size: r.volumes[v].Size()}).Segments() {
+			select {
+			case segments <- session.Scan{Volume: v, Segment: s}:
+			case <-ctx.Done():
+				return
 			}
-		})
-	}
-	wg.Wait()
+		}
+	}()
+	var mu sync.Mutex
+	r.scan(ctx, segments, func(s session.Scanned, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil {
+			err = visit(s.Segment, s.Digests, r.read.Load())
+		}
+		if err != nil {
+			cancel(err)
+		}
+	})
 	return context.Cause(ctx)
 }

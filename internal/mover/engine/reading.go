@@ -24,6 +24,10 @@ const (
 	// buffers is how many reads of a source may be between the disk and the wire. It bounds memory: two times
 	// readSize each, for the bytes and their packed form.
 	buffers = 20
+	// smallRead is up to what length a read counts as small: a list of changes makes many of them, and a disk needs
+	// many at once to be quick. smallBuffers is how many of them may be on their way.
+	smallRead    = 128 << 10
+	smallBuffers = 48
 )
 
 // workers is how many goroutines read and digest: some wait for the disk while others compute.
@@ -74,33 +78,93 @@ func (r reading) empty(v int, from, to int64) bool {
 	return i == len(list) || list[i].Offset >= to
 }
 
-// segment reads a segment, as far as it was ever written, and digests its blocks. buf holds readSize bytes.
-func (r reading) segment(ctx context.Context, v, s int, buf []byte) ([]digest.Digest, error) {
-	geo := digest.Geometry{Size: r.volumes[v].Size()}
-	at, end := geo.SegmentStart(s), geo.SegmentStart(s)+geo.SegmentLen(s)
-	out := make([]digest.Digest, 0, geo.SegmentBlocks(s))
-	for at < end {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		p := buf[:min(readSize, end-at)]
-		if r.empty(v, at, at+int64(len(p))) {
-			out = append(out, make([]digest.Digest, (len(p)+digest.BlockSize-1)/digest.BlockSize)...)
-			at += int64(len(p))
-			continue
-		}
-		if err := r.bytes(ctx, v, p, at); err != nil {
-			return nil, err
-		}
-		out = digest.AppendBlocks(out, p)
-		at += int64(len(p))
+// chunk is a part of a segment that is read and digested at once.
+type chunk struct {
+	of       *scanned
+	at       int64
+	length   int
+	firstOut int // index of its first block in the segment
+}
+
+// scanned is a segment whose chunks are being digested.
+type scanned struct {
+	volume, segment int
+	digests         []digest.Digest
+	left            atomic.Int32 // chunks
+}
+
+// scan digests segments as they come, as far as they were ever written, until there are no more or ctx ends. Several
+// goroutines take chunk after chunk in the order of the volume: a disk reads one stream faster than several. done is
+// called for each segment, from any of them.
+func (r reading) scan(ctx context.Context, segments <-chan session.Scan, done func(session.Scanned, error)) {
+	chunks := make(chan chunk)
+	var wg sync.WaitGroup
+	for range workers() {
+		wg.Go(func() {
+			var buf []byte
+			for c := range chunks {
+				if buf == nil {
+					buf = volume.Buffer(readSize)
+				}
+				if err := r.digest(ctx, c, buf); err != nil {
+					done(session.Scanned{}, err)
+					continue
+				}
+				if c.of.left.Add(-1) == 0 {
+					done(session.Scanned{Volume: c.of.volume, Segment: c.of.segment, Digests: c.of.digests}, nil)
+				}
+			}
+		})
 	}
-	return out, nil
+	defer wg.Wait()
+	defer close(chunks)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s, ok := <-segments:
+			if !ok || !r.hand(ctx, s, chunks) {
+				return
+			}
+		}
+	}
+}
+
+// hand gives out the chunks of a segment; false means that ctx has ended.
+func (r reading) hand(ctx context.Context, s session.Scan, chunks chan<- chunk) bool {
+	geo := digest.Geometry{Size: r.volumes[s.Volume].Size()}
+	start, length := geo.SegmentStart(s.Segment), geo.SegmentLen(s.Segment)
+	of := &scanned{volume: s.Volume, segment: s.Segment, digests: make([]digest.Digest, geo.SegmentBlocks(s.Segment))}
+	of.left.Store(int32((length + readSize - 1) / readSize))
+	for at := int64(0); at < length; at += readSize {
+		c := chunk{of: of, at: start + at, length: int(min(readSize, length-at)), firstOut: int(at / digest.BlockSize)}
+		select {
+		case chunks <- c:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// digest reads a chunk, unless nothing of it was ever written, and digests its blocks.
+func (r reading) digest(ctx context.Context, c chunk, buf []byte) error {
+	v := c.of.volume
+	if r.empty(v, c.at, c.at+int64(c.length)) {
+		return ctx.Err() // zeros: digest.Zero is what is there already
+	}
+	p := buf[:c.length]
+	if err := r.bytes(ctx, v, p, c.at); err != nil {
+		return err
+	}
+	digest.AppendBlocks(c.of.digests[c.firstOut:c.firstOut], p)
+	return nil
 }
 
 // buffer is the memory of one read on its way to the wire.
 type buffer struct {
 	raw, packed []byte
+	small       bool
 	bytes       int64  // that records carry, before compression
 	epoch       uint64 // of the way they were packed
 }
@@ -114,7 +178,7 @@ type extractor struct {
 	scans   chan session.Scan
 	reads   chan session.Read
 	order   chan chan readResult
-	free    chan *buffer
+	free    [2]chan *buffer // large, small
 	results chan eventOrError
 
 	mu   sync.Mutex
@@ -138,15 +202,18 @@ func newExtractor(ctx context.Context, from reading, pack *packer) *extractor {
 	x := &extractor{
 		reading: from, pack: pack,
 		scans: make(chan session.Scan, session.Lookahead), reads: make(chan session.Read, maxReads),
-		order: make(chan chan readResult, buffers), free: make(chan *buffer, buffers),
+		order:   make(chan chan readResult, buffers+smallBuffers),
 		results: make(chan eventOrError), held: map[uint64]*buffer{},
 	}
-	for range buffers {
-		x.free <- &buffer{}
+	for i, n := range []int{buffers, smallBuffers} {
+		x.free[i] = make(chan *buffer, n)
+		for range n {
+			x.free[i] <- &buffer{small: i == 1}
+		}
 	}
-	for range workers() {
-		x.wg.Go(func() { x.scan(ctx) })
-	}
+	x.wg.Go(func() {
+		x.scan(ctx, x.scans, func(s session.Scanned, err error) { x.deliver(ctx, s, err) })
+	})
 	x.wg.Go(func() { x.dispatch(ctx) })
 	x.wg.Go(func() { x.collect(ctx) })
 	return x
@@ -157,22 +224,6 @@ const maxReads = 2*session.Window/digest.BlockSize + wire.MaxVolumes
 
 func (x *extractor) wait() { x.wg.Wait() }
 
-func (x *extractor) scan(ctx context.Context) {
-	var buf []byte
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case s := <-x.scans:
-			if buf == nil {
-				buf = volume.Buffer(readSize)
-			}
-			digests, err := x.segment(ctx, s.Volume, s.Segment, buf)
-			x.deliver(ctx, session.Scanned{Volume: s.Volume, Segment: s.Segment, Digests: digests}, err)
-		}
-	}
-}
-
 func (x *extractor) deliver(ctx context.Context, e session.Event, err error) {
 	select {
 	case x.results <- eventOrError{e, err}:
@@ -182,7 +233,7 @@ func (x *extractor) deliver(ctx context.Context, e session.Event, err error) {
 
 // dispatch gives each read its buffer in the order they were asked for: the one that is waited for always has one.
 func (x *extractor) dispatch(ctx context.Context) {
-	slots := make(chan struct{}, workers())
+	slots := [2]chan struct{}{make(chan struct{}, workers()), make(chan struct{}, 4*workers())}
 	for {
 		var r session.Read
 		var b *buffer
@@ -191,8 +242,12 @@ func (x *extractor) dispatch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		class := 0
+		if r.Length <= smallRead {
+			class = 1
+		}
 		select {
-		case b = <-x.free:
+		case b = <-x.free[class]:
 		case <-ctx.Done():
 			return
 		}
@@ -203,20 +258,24 @@ func (x *extractor) dispatch(ctx context.Context) {
 			return
 		}
 		select {
-		case slots <- struct{}{}:
+		case slots[class] <- struct{}{}:
 		case <-ctx.Done():
 			return
 		}
 		x.wg.Go(func() {
 			done <- x.readOne(ctx, r, b)
-			<-slots
+			<-slots[class]
 		})
 	}
 }
 
 func (x *extractor) readOne(ctx context.Context, r session.Read, b *buffer) readResult {
 	if b.raw == nil {
-		b.raw, b.packed = volume.Buffer(readSize), make([]byte, 0, readSize)
+		size := readSize
+		if b.small {
+			size = smallRead
+		}
+		b.raw, b.packed = volume.Buffer(size), make([]byte, 0, size)
 	}
 	p := b.raw[:r.Length]
 	if err := x.bytes(ctx, r.Volume, p, r.Offset); err != nil {
@@ -237,7 +296,7 @@ func (x *extractor) readOne(ctx context.Context, r session.Read, b *buffer) read
 		}
 	}
 	if !holds {
-		x.free <- b // never blocks: there is room for all
+		x.give(b)
 		return readResult{done: done}
 	}
 	x.mu.Lock()
@@ -270,6 +329,15 @@ func (x *extractor) release(seq uint64, now time.Time, busy time.Duration) {
 	x.mu.Unlock()
 	if b != nil {
 		x.pack.pilot.sent(b.epoch, b.bytes, now, busy)
-		x.free <- b
+		x.give(b)
 	}
+}
+
+// give puts a buffer back. It never blocks: there is room for all.
+func (x *extractor) give(b *buffer) {
+	if b.small {
+		x.free[1] <- b
+		return
+	}
+	x.free[0] <- b
 }

@@ -94,7 +94,9 @@ const (
 	// syncDelay is how long something written may stay undurable when little comes.
 	syncDelay = 250 * time.Millisecond
 	// writesAtOnce is how many writes to a replica are under way: a disk reaches its rate from a few on.
-	writesAtOnce = 6
+	writesAtOnce = 8
+	// appliesAtOnce is the same for a delta from the spool, whose records may be small.
+	appliesAtOnce = 24
 )
 
 func newKeeper(t *Target, direct bool) *keeper {

@@ -121,6 +121,9 @@ func (t *Target) Recover(ctx context.Context) error {
 			return classify("spool "+t.cfg.Spool, err)
 		}
 	}
+	if t.trees() {
+		t.cleanTrees()
+	}
 	t.note()
 	t.meter.set(func(s *State) { s.Phase, s.Message, s.Ready = PhaseIdle, "", true })
 	return nil

@@ -292,10 +292,15 @@ func (t *Target) applyTrees(ctx context.Context, d *spool.Delta) error {
 	if err := t.spool.Finish(refs); err != nil {
 		return classify("spool "+t.cfg.Spool, err)
 	}
+	t.cleanTrees()
+	return nil
+}
+
+// cleanTrees removes what an apply that is over, or was given up, had set aside.
+func (t *Target) cleanTrees() {
 	for v := range t.members {
 		if err := tree.Clean(t.cfg.Volumes[v].Device); err != nil {
 			t.parts.Log.Warn("what was set aside in the tree is left", "tree", t.members[v].Name, "error", err.Error())
 		}
 	}
-	return nil
 }
