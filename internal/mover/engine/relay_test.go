@@ -113,7 +113,12 @@ func stall(l *lane, frame []byte) bool {
 	return l.send(frame)
 }
 
-func duplicate(l *lane, frame []byte) bool { return l.send(frame) && l.send(frame) }
+func duplicate(l *lane, frame []byte) bool {
+	if !l.send(frame) {
+		return false
+	}
+	return l.send(frame)
+}
 
 // swap sends the next frame first, if one comes.
 func swap(l *lane, frame []byte) bool {
