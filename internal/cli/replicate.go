@@ -37,6 +37,7 @@ type replicateOptions struct {
 	compression           string
 	readLimit             string
 	verify, fresh         bool
+	verifyEvery           time.Duration
 	point, base           string
 	changes               []string
 	keepBase              bool
@@ -73,6 +74,7 @@ Exit codes: 0 done; 1 failed, trying again may help; 2 wrong configuration; 3 re
 	f.StringArrayVar(&o.to, "to", nil, "another target, [HOST@]ADDRESS:PORT; may be given again")
 	f.DurationVar(&o.watch, "watch", 0, "go on: a session with a fresh instant every so often, start to start, such as 30s")
 	f.BoolVar(&o.verify, "verify", false, "read and compare both sides whatever they remember, and repair the replica")
+	f.DurationVar(&o.verifyEvery, "verify-every", 0, "do so by itself when the last time is so long ago, such as 168h with --watch")
 	f.StringVar(&o.limit, "limit", "", `bytes per second to each target: "20MB", or by the hour: "20MB 08:00-18:00 Mon-Fri, 200MB otherwise, in Europe/Berlin"`)
 	f.StringVar(&o.limitTotal, "limit-total", "", "the same for all targets together")
 	f.StringVar(&o.readLimit, "limit-read", "", "bytes per second read from the sources, such as 200MB")
@@ -166,7 +168,7 @@ func verdict(results []standalone.Result) (int, error) {
 func (o replicateOptions) sender(args []string) (standalone.SenderOptions, error) {
 	out := standalone.SenderOptions{
 		Group: o.group, Epoch: o.epoch, StateDir: o.state, Compression: engine.Compression(o.compression),
-		Verify: o.verify, Fresh: o.fresh, Point: o.point, Base: o.base, Changes: o.changes, KeepBase: o.keepBase,
+		Verify: o.verify, VerifyEvery: o.verifyEvery, Fresh: o.fresh, Point: o.point, Base: o.base, Changes: o.changes, KeepBase: o.keepBase,
 		Watch: o.watch, Patience: o.giveUp, Software: version.Software, Now: time.Now,
 	}
 	bad := func(field, found, want string) (standalone.SenderOptions, error) {

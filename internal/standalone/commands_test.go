@@ -314,6 +314,22 @@ func TestAVerificationRepairsTheReplica(t *testing.T) {
 	}
 }
 
+func TestVerificationsComeByThemselves(t *testing.T) {
+	east, west := newHosts(t)
+	source, replica := east.write("db.img", mib), filepath.Join(west.disk, "db.img")
+	_, address := west.receive(replica)
+	east.replicate(0, source, address)
+	if r := east.replicate(0, source, address, "--verify-every", "1h"); r.Verified {
+		t.Errorf("verified before it was due: %+v", r)
+	}
+	if r := east.replicate(0, source, address, "--verify-every", "1ns"); !r.Verified {
+		t.Errorf("not verified although it was due: %+v", r)
+	}
+	if r := east.replicate(0, source, address, "--verify-every", "1h"); r.Verified {
+		t.Errorf("verified again at once: %+v", r)
+	}
+}
+
 func TestAGroupKeepsItsNamesAndOrder(t *testing.T) {
 	east, west := newHosts(t)
 	data, log := east.write("data.img", mib), east.write("log.img", 2*mib)

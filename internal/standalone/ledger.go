@@ -38,6 +38,8 @@ type records struct {
 type target struct {
 	Unfinished string `json:"unfinished,omitempty"` // the point of a session that has not ended well
 	Base       string `json:"base,omitempty"`       // the newest point it holds whose instant is kept
+	// Verified is when both sides were last compared, or when the first session ended.
+	Verified time.Time `json:"verified,omitzero"`
 }
 
 const ledgerVersion = 1

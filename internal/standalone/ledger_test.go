@@ -74,7 +74,7 @@ func (s *scene) take(n int) string {
 
 func (s *scene) settle(n int, point string) {
 	s.t.Helper()
-	must(s.t, s.sender.lanes[n].settle(point))
+	must(s.t, s.sender.lanes[n].settle(point, false))
 }
 
 func (s *scene) remembered() []string {

@@ -42,6 +42,9 @@ type SenderOptions struct {
 	Compression engine.Compression
 	ReadLimit   int64 // bytes per second read from the sources; 0: none
 	Verify      bool
+	// VerifyEvery is after how long the next session also reads and compares both sides; 0: never by itself. The clock
+	// of a target begins with its first session.
+	VerifyEvery time.Duration
 	Fresh       bool   // an interrupted session is given up for a new instant
 	Point       string // empty: a new name for each instant
 	// Base and Changes are lists of changes made elsewhere: one file for each member, complete since the point Base.
@@ -253,7 +256,7 @@ func (l *lane) session(ctx context.Context, since time.Time) engine.Report {
 		r.Kind = engine.KindLink
 	}
 	if r.Done {
-		if err := l.settle(point); err != nil {
+		if err := l.settle(point, r.Verified); err != nil {
 			l.note("the point is committed, but: " + err.Error())
 		}
 	}
@@ -349,13 +352,16 @@ func (s *Sender) cut(t *target) (string, instant, error) {
 }
 
 // settle records that the target holds a point. Its instant is kept where it can tell the next session what changed.
-func (l *lane) settle(point string) error {
+func (l *lane) settle(point string, verified bool) error {
 	led := l.s.ledger
 	led.mu.Lock()
 	defer led.mu.Unlock()
 	t := led.of(l.to.String())
 	keep := l.s.o.KeepBase || l.s.o.Watch > 0 || t.Base != ""
 	t.Unfinished, t.Base = "", ""
+	if verified || t.Verified.IsZero() {
+		t.Verified = l.s.o.Now()
+	}
 	if keep && !led.data.Instants[point].live() {
 		t.Base = point
 	}
@@ -416,10 +422,20 @@ func (l *lane) base(c *engine.SourceConfig, now instant) {
 	}
 }
 
+// verifyDue reports that both sides are to be compared again.
+func (l *lane) verifyDue() bool {
+	every := l.s.o.VerifyEvery
+	l.s.ledger.mu.Lock()
+	defer l.s.ledger.mu.Unlock()
+	last := l.s.ledger.of(l.to.String()).Verified
+	return every > 0 && !last.IsZero() && l.s.o.Now().Sub(last) >= every
+}
+
 // move brings an instant to the target.
 func (l *lane) move(ctx context.Context, point string, i instant) (engine.Report, error) {
 	s := l.s
 	c := s.config(l, point, i)
+	c.Verify = c.Verify || l.verifyDue()
 	l.base(&c, i)
 	l.awaySince, l.gaveUp = time.Time{}, false
 	log := s.o.Log.With("target", l.to.String(), "point", point)
