@@ -68,10 +68,13 @@ func Decide(h Holding, hello wire.Hello) (Decision, *Refusal) {
 	// each such time began with a new epoch.
 	listed := hello.Base != "" && h.Committed != nil && !h.Mixed && h.Committed.ID == hello.Base &&
 		h.Committed.Epoch == hello.Epoch && h.Epoch == hello.Epoch && !hello.Verify
-	d.DropHalf = h.Half != nil && !goesOn(h.Half, hello, here, listed)
+	mixed := h.Mixed && !(d.Raise && h.Written)
+	// A copy straight onto the replica has nothing to compare with.
+	verifies := hello.Verify && !mixed && (h.Committed != nil || h.Written)
+	d.DropHalf = h.Half != nil && !goesOn(h.Half, hello, here, listed, verifies)
 	w := &d.Welcome
 	// A half direct copy that is dropped has already overwritten part of the replica.
-	mixed := (h.Mixed && !(d.Raise && h.Written)) || d.DropHalf && h.Half.Direct
+	mixed = mixed || d.DropHalf && h.Half.Direct
 	switch {
 	case here && !hello.Verify:
 		w.Tier, w.Committed = wire.TierDigest, true
@@ -80,7 +83,7 @@ func Decide(h Holding, hello wire.Hello) (Decision, *Refusal) {
 		w.Tier, w.Reason = continued(h.Half, hello, listed)
 		w.Direct, w.Verify = h.Half.Direct, h.Half.Verify
 		w.Start, w.Resumed = h.Half.Cursor, true
-	case hello.Verify && h.Committed != nil && !mixed:
+	case verifies && !mixed:
 		w.Tier, w.Verify = wire.TierDigest, true
 		w.Reason = "asked to verify: both sides are read and compared, block by block"
 	case listed && !mixed:
@@ -110,9 +113,9 @@ func Decide(h Holding, hello wire.Hello) (Decision, *Refusal) {
 }
 
 // goesOn reports that a half delta is of this source's instant and can be continued.
-func goesOn(half *Half, hello wire.Hello, here, listed bool) bool {
+func goesOn(half *Half, hello wire.Hello, here, listed, verifies bool) bool {
 	switch {
-	case half.Point != hello.Point || half.Epoch != hello.Epoch || half.Verify != hello.Verify:
+	case half.Point != hello.Point || half.Epoch != hello.Epoch || half.Verify != verifies:
 		return false
 	case here && !hello.Verify:
 		return false
