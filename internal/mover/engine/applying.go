@@ -12,6 +12,7 @@ import (
 	"lifeboat.dev/lifeboat/internal/mover/session"
 	"lifeboat.dev/lifeboat/internal/mover/spool"
 	"lifeboat.dev/lifeboat/internal/mover/tree"
+	"lifeboat.dev/lifeboat/internal/mover/volume"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
@@ -143,19 +144,23 @@ func (a *application) put(m wire.Message, v int) error {
 	if err := a.failed(); err != nil {
 		return err
 	}
-	packed := rawBuffers.Get().(*[]byte)
 	d, isData := m.(wire.Data)
+	var packed []byte
+	var from *volume.Pool
 	if isData {
-		if len(d.Payload) > len(*packed) {
-			rawBuffers.Put(packed)
+		if len(d.Payload) > wire.MaxRecord {
 			return &session.Integrity{What: fmt.Sprintf("record of volume %d at %d: it is longer than any record", d.Volume, d.Offset)}
 		}
-		d.Payload = (*packed)[:copy(*packed, d.Payload)]
+		from = recordPool(len(d.Payload))
+		packed = from.Get()
+		d.Payload = packed[:copy(packed, d.Payload)]
 	}
 	a.slots <- struct{}{}
 	a.writes.Go(func() {
 		defer func() { <-a.slots }()
-		defer rawBuffers.Put(packed)
+		if from != nil {
+			defer from.Put(packed)
+		}
 		if err := a.write(m, d, isData, v); err != nil {
 			a.mu.Lock()
 			defer a.mu.Unlock()
@@ -171,9 +176,13 @@ func (a *application) write(m wire.Message, d wire.Data, isData bool, v int) err
 	if !isData {
 		return a.target.put(v, m, nil)
 	}
-	memory := rawBuffers.Get().(*[]byte)
-	defer rawBuffers.Put(memory)
-	raw, err := a.target.check.unpack(d, a.delta.Members[d.Volume].Size, *memory)
+	var memory []byte
+	if !liesRight(d) {
+		from := recordPool(d.Length)
+		memory = from.Get()
+		defer from.Put(memory)
+	}
+	raw, err := a.target.check.unpack(d, a.delta.Members[d.Volume].Size, memory)
 	if err != nil {
 		return err
 	}

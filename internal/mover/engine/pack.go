@@ -98,7 +98,7 @@ func newUnpacker() (*unpacker, error) {
 func (u *unpacker) unpack(m wire.Data, size int64, into []byte) ([]byte, error) {
 	switch m.Codec {
 	case wire.CodecNone:
-		if volume.Aligned(m.Payload) {
+		if liesRight(m) {
 			return m.Payload, prove(m, size, m.Payload)
 		}
 		into = into[:m.Length]
@@ -114,6 +114,9 @@ func (u *unpacker) unpack(m wire.Data, size int64, into []byte) ([]byte, error) 
 	}
 	return into, prove(m, size, into)
 }
+
+// liesRight reports that what a record carries can go to a disk from where it is.
+func liesRight(m wire.Data) bool { return m.Codec == wire.CodecNone && volume.Aligned(m.Payload) }
 
 // prove checks the blocks that lie whole in a record.
 func prove(m wire.Data, size int64, p []byte) error {

@@ -275,7 +275,7 @@ func (x *extractor) readOne(ctx context.Context, r session.Read, b *buffer) read
 		if b.small {
 			size = smallRead
 		}
-		b.raw, b.packed = volume.Buffer(size), make([]byte, 0, size)
+		b.raw = volume.Buffer(size)
 	}
 	p := b.raw[:r.Length]
 	if err := x.bytes(ctx, r.Volume, p, r.Offset); err != nil {
@@ -283,8 +283,11 @@ func (x *extractor) readOne(ctx context.Context, r session.Read, b *buffer) read
 	}
 	done := session.ReadDone{Seq: r.Seq, Digests: digest.Blocks(p)}
 	done.Records = session.Records(r.Volume, r.Offset, p, done.Digests, r.Pieces)
-	packed, holds := b.packed[:0], false
 	compress, epoch := x.pack.pilot.way()
+	if compress && x.pack.zstd != nil && b.packed == nil {
+		b.packed = make([]byte, 0, len(b.raw))
+	}
+	packed, holds := b.packed[:0], false
 	b.bytes, b.epoch = 0, epoch
 	for i, m := range done.Records {
 		if d, ok := m.(wire.Data); ok {

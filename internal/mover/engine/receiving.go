@@ -11,6 +11,7 @@ import (
 	"lifeboat.dev/lifeboat/internal/mover/session"
 	"lifeboat.dev/lifeboat/internal/mover/spool"
 	"lifeboat.dev/lifeboat/internal/mover/transport"
+	"lifeboat.dev/lifeboat/internal/mover/volume"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
@@ -30,14 +31,15 @@ type receiver struct {
 // result is what became of a Data's bytes: proven, and unpacked for a replica.
 type result struct {
 	raw    []byte
-	memory *[]byte
+	memory []byte
+	from   *volume.Pool // of memory; nil: raw lies elsewhere
 	err    error
 }
 
 func (r *result) release() {
-	if r.memory != nil {
-		rawBuffers.Put(r.memory)
-		r.memory = nil
+	if r.from != nil {
+		r.from.Put(r.memory)
+		r.from = nil
 	}
 }
 
@@ -52,13 +54,17 @@ func (r *receiver) prepare(f transport.Frame) <-chan result {
 	}
 	done := make(chan result, 1)
 	go func() {
-		memory := rawBuffers.Get().(*[]byte)
-		raw, err := r.target.check.unpack(m, r.target.members[m.Volume].Size, *memory)
-		var spoiled *session.Integrity
-		if f.Bare && errors.As(err, &spoiled) {
-			err = &transport.Lost{During: "receive", Err: fmt.Errorf("%w: %w", wire.ErrCorrupt, err)}
+		x := result{}
+		if !liesRight(m) {
+			x.from = recordPool(m.Length)
+			x.memory = x.from.Get()
 		}
-		done <- result{raw: raw, memory: memory, err: err}
+		x.raw, x.err = r.target.check.unpack(m, r.target.members[m.Volume].Size, x.memory)
+		var spoiled *session.Integrity
+		if f.Bare && errors.As(x.err, &spoiled) {
+			x.err = &transport.Lost{During: "receive", Err: fmt.Errorf("%w: %w", wire.ErrCorrupt, x.err)}
+		}
+		done <- x
 	}()
 	return done
 }

@@ -13,8 +13,25 @@ import (
 	"lifeboat.dev/lifeboat/internal/mover/wire"
 )
 
-// rawBuffers holds memory for unpacked records.
-var rawBuffers = sync.Pool{New: func() any { b := volume.Buffer(wire.MaxRecord); return &b }}
+// Memory for unpacked records, small and large.
+var (
+	smallRecords = volume.NewPool(digest.BlockSize, 64)
+	largeRecords = volume.NewPool(wire.MaxRecord, 32)
+)
+
+func recordPool(length int) *volume.Pool {
+	if length <= digest.BlockSize {
+		return smallRecords
+	}
+	return largeRecords
+}
+
+// rest gives back memory that only a session needs.
+func rest() {
+	smallRecords.Trim(16)
+	largeRecords.Trim(2)
+	transport.Rest()
+}
 
 // item is a record to be kept and the memory it lies in.
 type item struct {

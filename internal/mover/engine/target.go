@@ -183,6 +183,7 @@ func (t *Target) Handle(ctx context.Context, conn net.Conn) error {
 		patience = farewell
 	}
 	r.link.leave(patience)
+	rest()
 	return err
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
 
 	"lifeboat.dev/lifeboat/internal/mover/volume"
 	"lifeboat.dev/lifeboat/internal/mover/wire"
@@ -131,21 +130,40 @@ type Frame struct {
 	Message wire.Message
 	Wire    int  // bytes it took on the connection
 	Bare    bool // of a Data: nothing but its digests tells whether its bytes are right
-	memory  *[]byte
+	memory  []byte
+	from    *volume.Pool
 }
 
 // Release is safe to call twice.
 func (f *Frame) Release() {
-	if f.memory != nil {
-		payloads.Put(f.memory)
-		f.memory = nil
+	if f.from != nil {
+		f.from.Put(f.memory)
+		f.from = nil
 	}
 }
 
-var payloads = sync.Pool{New: func() any { b := volume.Buffer(wire.MaxPayload + volume.Align); return &b }}
+// Payloads lie in memory that is used again: a session of many small records would otherwise make garbage of all it
+// receives.
+var (
+	smallPayloads = volume.NewPool(72<<10+volume.Align, 64)
+	largePayloads = volume.NewPool(wire.MaxPayload+volume.Align, 32)
+)
 
-// pooledFrom is from what size on a payload lies in memory that is used again.
-const pooledFrom = 32 << 10
+// pooledFrom is from what size on a payload lies in such memory.
+const pooledFrom = 2 << 10
+
+// Rest gives back memory that only a busy process needs.
+func Rest() {
+	smallPayloads.Trim(16)
+	largePayloads.Trim(2)
+}
+
+func payloadPool(length int) *volume.Pool {
+	if length+volume.Align <= smallPayloads.Size() {
+		return smallPayloads
+	}
+	return largePayloads
+}
 
 // Receive reads the next message. What a Data carries begins at volume.Align, so that it can go to a disk as it is.
 func (s *Stream) Receive() (Frame, error) {
@@ -175,12 +193,13 @@ func (s *Stream) receive() (Frame, error) {
 		if err != nil {
 			return f, err
 		}
-		f.memory = payloads.Get().(*[]byte)
+		f.from = payloadPool(h.Length)
+		f.memory = f.from.Get()
 		skip := 0
 		if h.Type == wire.TypeData {
 			skip = (volume.Align - wire.CarriedAt(front)%volume.Align) % volume.Align
 		}
-		payload = (*f.memory)[skip : skip+h.Length]
+		payload = f.memory[skip : skip+h.Length]
 	}
 	if _, err := io.ReadFull(s.in, payload); err != nil {
 		return f, err
