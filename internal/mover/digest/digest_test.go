@@ -178,3 +178,11 @@ func TestAMapOfAnotherVolumeIsRefused(t *testing.T) {
 		t.Errorf("an empty file: %v", err)
 	}
 }
+
+func TestASumTellsUnknownListsApart(t *testing.T) {
+	a := []digest.Digest{digest.Unknown, digest.Block([]byte("a"))}
+	b := []digest.Digest{digest.Unknown, digest.Block([]byte("b"))}
+	if digest.Root(a) != digest.Root(b) || digest.Sum(a) == digest.Sum(b) {
+		t.Error("two lists with an unknown segment are the same")
+	}
+}

@@ -336,7 +336,7 @@ func (t *Target) openMaps(ctx context.Context) (maps, [][]digest.Digest, error) 
 			if o.err == nil {
 				expect[v], o.err = o.m.Segments()
 			}
-			if o.err == nil && digest.Root(expect[v]).String() == ref.Root {
+			if o.err == nil && spool.MapRoot(expect[v]) == ref.Root {
 				refs[member.Name] = ref
 				continue
 			}
@@ -360,6 +360,63 @@ func (t *Target) openMaps(ctx context.Context) (maps, [][]digest.Digest, error) 
 		}
 	}
 	return out, expect, nil
+}
+
+// fill reads what the maps do not know: blocks of which a list of changes named only a part. Sessions with a list need
+// none of it, one that compares would find them all different.
+func (t *Target) fill(ctx context.Context, ms maps, expect [][]digest.Digest) error {
+	filled := false
+	from := t.reading()
+	buf := volume.Buffer(digest.BlockSize)
+	for v, o := range ms {
+		for s := range expect[v] {
+			if expect[v][s] != digest.Unknown {
+				continue
+			}
+			filled = true
+			t.meter.phase(PhaseReconciling, "reads blocks of replica "+o.name+" that changed in part")
+			sealed, err := o.fill(ctx, from, v, s, buf)
+			if err != nil {
+				return classify("spool "+t.cfg.Spool, err)
+			}
+			expect[v][s] = sealed
+		}
+	}
+	if !filled {
+		return nil
+	}
+	return classifyNil("spool "+t.cfg.Spool, t.spool.SetMaps(ms.refs(t.parts.Log)))
+}
+
+// fill completes one segment of a map.
+func (o *openMap) fill(ctx context.Context, from reading, v, s int, buf []byte) (digest.Digest, error) {
+	geo := digest.Geometry{Size: o.size}
+	blocks, err := o.m.Blocks(s)
+	if errors.Is(err, digest.ErrDamaged) {
+		// Filling was interrupted: what was written of it may be there or not.
+		blocks, err = make([]digest.Digest, geo.SegmentBlocks(s)), nil
+		for i := range blocks {
+			blocks[i] = digest.Unknown
+		}
+	}
+	if err != nil {
+		return digest.Digest{}, err
+	}
+	for i, d := range blocks {
+		if d != digest.Unknown {
+			continue
+		}
+		at := geo.SegmentStart(s) + int64(i)*digest.BlockSize
+		p := buf[:min(digest.BlockSize, o.size-at)]
+		if err := from.bytes(ctx, v, p, at); err != nil {
+			return digest.Digest{}, err
+		}
+		blocks[i] = digest.Block(p)
+	}
+	if err := o.m.SetSegment(s, blocks); err != nil {
+		return digest.Digest{}, err
+	}
+	return digest.Segment(blocks), nil
 }
 
 // reading is how replicas are read to learn what they hold.

@@ -125,7 +125,7 @@ func prove(m wire.Data, size int64, p []byte) error {
 		from := start + int64(i)*digest.BlockSize
 		to := min(from+digest.BlockSize, size)
 		if from < m.Offset || to > m.Offset+int64(len(p)) {
-			continue // the record has only a part of this block
+			continue // the record has only a part of this block; the session refuses others that prove nothing
 		}
 		if got := digest.Block(p[from-m.Offset : to-m.Offset]); got != want {
 			return &session.Integrity{What: fmt.Sprintf("block of volume %d at %d", m.Volume, from), Want: want, Got: got}

@@ -239,6 +239,11 @@ func (r *receiver) begin(d session.Decision) (*session.Target, error) {
 		if r.maps, expect, err = t.openMaps(r.process); err != nil {
 			return nil, err
 		}
+		if d.Welcome.Tier == wire.TierDigest {
+			if err := t.fill(r.process, r.maps, expect); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if t.live != nil {
 		t.live.Rejoin()

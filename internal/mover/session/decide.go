@@ -119,18 +119,19 @@ func goesOn(half *Half, hello wire.Hello, here, listed, verifies bool) bool {
 		return false
 	case here && !hello.Verify:
 		return false
-	case half.Tier.Compares() && half.Cursor.Offset%digest.BlockSize != 0 && half.Cursor.Offset != hello.Members[half.Cursor.Volume].Size:
-		// Only the list it was made from can tell how the block goes on.
+	case half.Tier == wire.TierCBT && half.Cursor.Offset != int64(half.Cursor.Segment)*digest.SegmentSize:
+		// Of blocks that changed in part only the list tells how the segment goes on.
 		return listed
 	}
 	return true
 }
 
-// continued is the tier for the rest of a half delta: the source may have found or lost its list meanwhile.
+// continued is the tier for the rest of a half delta: the source may know more or less than before. What began by
+// comparing goes on by comparing.
 func continued(half *Half, hello wire.Hello, listed bool) (wire.Tier, string) {
 	tier := wire.TierFull
 	switch {
-	case half.Tier.Compares() && listed:
+	case half.Tier == wire.TierCBT && listed:
 		tier = wire.TierCBT
 	case half.Tier.Compares():
 		tier = wire.TierDigest

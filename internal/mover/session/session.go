@@ -159,8 +159,9 @@ func Closing(point string, members []wire.Member, segments [][]digest.Digest) di
 }
 
 // Records turns bytes read from a volume into the records that carry them: blocks of zeros as holes, the rest as data.
-// The bytes begin at a block; digests are those of p's blocks. pieces say what of them is to be carried, in order,
-// aligned to wire.Grain; none is all. A block of zeros is carried whole, whatever piece of it was asked for.
+// The bytes begin at a block; digests are those of p's blocks, Unknown where a block was not read whole. pieces say what
+// of them is to be carried, in order, aligned to wire.Grain; none is all. A block of zeros is carried whole, whatever
+// piece of it was asked for.
 func Records(volume int, offset int64, p []byte, digests []digest.Digest, pieces []digest.Extent) []wire.Message {
 	if pieces == nil {
 		pieces = []digest.Extent{{Offset: offset, Length: int64(len(p))}}
@@ -183,7 +184,8 @@ func Records(volume int, offset int64, p []byte, digests []digest.Digest, pieces
 			} else {
 				to = min(to, end)
 				d := wire.Data{Volume: volume, Offset: offset + from, Length: int(to - from), Payload: p[from:to]}
-				d.More = n+1 < len(pieces) && to == end && (pieces[n+1].Offset-offset)/digest.BlockSize == j-1
+				d.More = n+1 < len(pieces) && to == end && (pieces[n+1].Offset-offset)/digest.BlockSize == j-1 &&
+					digests[j-1] != digest.Unknown
 				known := j
 				if d.More {
 					known--

@@ -18,8 +18,8 @@ type Scanned struct {
 	Digests         []digest.Digest
 }
 
-// Read asks for whole blocks of the source, their digests, and the pieces of them as records (see Records), packed or
-// not. Answers come as ReadDone, in the order the reads were asked for.
+// Read asks for pieces of a run of blocks as records (see Records), packed or not, and for the digests of the blocks;
+// one that would have to be read only for its digest may stay Unknown. Answers come as ReadDone, in the order the reads were asked for.
 type Read struct {
 	Seq    uint64
 	Volume int

@@ -273,11 +273,27 @@ func (t *Target) onRecord(e Event) ([]Action, error) {
 	if err != nil {
 		return nil, err
 	}
+	if d, ok := record.(wire.Data); ok && unproven(d, t.shape[d.Volume].Size) {
+		return nil, violation("a record of volume %d at %d has a whole block and does not prove it", d.Volume, d.Offset)
+	}
 	if _, asked := t.bases[[2]int{t.cursor.Volume, t.cursor.Segment}]; !asked && t.tier.Compares() {
 		return nil, violation("a record of a segment whose block digests it did not ask for")
 	}
 	t.accept(record, after)
 	return []Action{Store{Record: record, After: after}}, nil
+}
+
+// unproven reports that a block lies whole in a record that does not say its digest. Of a block that lies partly in it,
+// the digest may be unknown: whoever needs it reads the replica.
+func unproven(d wire.Data, size int64) bool {
+	for i, known := range d.Digests {
+		from := d.Offset&^(digest.BlockSize-1) + int64(i)*digest.BlockSize
+		to := min(from+digest.BlockSize, size)
+		if known == digest.Unknown && from >= d.Offset && to <= d.Offset+int64(d.Length) {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *Target) onSegmentEnd(end wire.SegmentEnd) ([]Action, error) {
@@ -295,10 +311,10 @@ func (t *Target) onSegmentEnd(end wire.SegmentEnd) ([]Action, error) {
 
 // segmentDigest is what the segment at the cursor will hold.
 func (t *Target) segmentDigest(volume, segment int) digest.Digest {
-	if len(t.overlay) == 0 {
+	base, asked := t.bases[[2]int{volume, segment}]
+	if len(t.overlay) == 0 && !asked {
 		return t.expect[volume][segment]
 	}
-	base, asked := t.bases[[2]int{volume, segment}]
 	if !asked {
 		base = make([]digest.Digest, t.shape.geo(volume).SegmentBlocks(segment))
 		for i := range base {

@@ -65,7 +65,7 @@ type Delta struct {
 type MapRef struct {
 	File string `json:"file"`
 	Size int64  `json:"size"`
-	Root string `json:"root"` // digest.Root of its segments, in hexadecimal
+	Root string `json:"root"` // MapRoot of its segments
 }
 
 const (
@@ -306,11 +306,19 @@ func (s *Spool) SetMaps(maps map[string]MapRef) error {
 
 // Ref describes a map for SetMaps and Finish.
 func Ref(file string, m *digest.Map, size int64) (MapRef, error) {
-	root, err := m.Root()
+	segments, err := m.Segments()
 	if err != nil {
 		return MapRef{}, err
 	}
-	return MapRef{File: file, Size: size, Root: root.String()}, nil
+	return MapRef{File: file, Size: size, Root: MapRoot(segments)}, nil
+}
+
+// MapRoot is what binds a map to its MapRef: the root of its segments, or their sum when one of them is unknown.
+func MapRoot(segments []digest.Digest) string {
+	if root := digest.Root(segments); root != digest.Unknown {
+		return root.String()
+	}
+	return digest.Sum(segments).String()
 }
 
 // save replaces the state file, whole or not at all.

@@ -419,7 +419,7 @@ const (
 // Data carries bytes of a volume, aligned to Grain except at the volume's end. Digests are those of the blocks it
 // touches, each of the block's whole content once the delta is applied, before compression: a block that lies wholly
 // in the record is proven by its digest from the source's read to the target's disk; the bytes of one that lies partly
-// in it are protected by the frame's checksum. More says that the next record goes on in this one's last block, whose
+// in it are protected by the frame's checksum, and its digest may be Unknown. More says that the next record goes on in this one's last block, whose
 // digest comes with the last record of that block. In version 1 a Data has whole blocks only.
 //
 //	+------------+----------+---------+------------+------------+---------+---------------+---------+
