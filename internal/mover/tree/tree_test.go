@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -348,12 +349,10 @@ func TestASourceThatChangesIsNoInstant(t *testing.T) {
 			w.write("b", []byte("b"))
 			w.write("big2", noise(2, 5<<20))
 			before := look1(t, w.target)
-			done := false
+			// Nothing is read before it has happened, by any reader.
+			var once sync.Once
 			w.send.Pace = func(context.Context, int) error {
-				if !done {
-					done = true
-					spoil()
-				}
+				once.Do(spoil)
 				return nil
 			}
 			_, _, sendErr, receiveErr := w.transfer()
