@@ -289,6 +289,7 @@ func (r *receiver) settle(err, stored error) error {
 	var broke *session.Violation
 	var wrong *session.Integrity
 	var unsafe *unsynced
+	var log *spool.Unsynced
 	var full *SpoolFull
 	switch {
 	case t.spool.Pending(), t.spool.State().Delta == nil:
@@ -303,7 +304,7 @@ func (r *receiver) settle(err, stored error) error {
 			t.tooLarge = r.hello.Point
 		}
 		return t.spool.Drop()
-	case errors.As(stored, &unsafe):
+	case errors.As(stored, &unsafe), errors.As(stored, &log):
 		// After a sync that failed, nobody knows what is on the disk.
 		t.live = nil
 		return t.spool.Drop()

@@ -321,15 +321,15 @@ func (k *keeper) tell() {
 func (k *keeper) flush() {
 	b, done := k.batch, make(chan struct{})
 	k.batch, k.synced, k.rush = &batch{dirty: map[int]bool{}}, done, false
-	sync := func() error { return nil }
+	synced := func() error { return nil }
 	if !k.direct {
 		size := k.target.spool.Size()
 		k.target.meter.set(func(s *State) { s.SpoolBytes = size })
-		sync = k.target.spool.BeginSync()
+		synced = k.target.spool.BeginSync()
 	}
 	go func() {
 		defer close(done)
-		if err := k.makeDurable(b, sync); err != nil {
+		if err := k.makeDurable(b, synced); err != nil {
 			k.fail(err)
 			return
 		}
@@ -342,15 +342,15 @@ func (k *keeper) flush() {
 	}()
 }
 
-// makeDurable syncs a batch. Of a direct delta, only this touches the spool; else only keeper.run does, and sync is
-// all that may run beside it.
-func (k *keeper) makeDurable(b *batch, sync func() error) error {
+// makeDurable syncs a batch. Of a direct delta, only this touches the spool; else only keeper.run does, and synced waits
+// for what it began.
+func (k *keeper) makeDurable(b *batch, synced func() error) error {
 	b.writes.Wait()
 	if _, err := k.durable(); err != nil {
 		return err
 	}
 	if !k.direct {
-		if err := k.logged(sync()); err != nil {
+		if err := k.logged(synced()); err != nil {
 			return &unsynced{err}
 		}
 		return nil

@@ -34,6 +34,7 @@ type log struct {
 	bytes   int64
 	records int64
 	dirty   bool
+	syncing *syncing // begun last; nil: none was
 	scratch []byte
 }
 
@@ -60,7 +61,7 @@ func (s *Spool) Append(record wire.Message) error {
 	}
 	l := s.log
 	if l.at > fileLimit {
-		if err := s.Sync(); err != nil {
+		if err := errors.Join(l.syncing.wait(), s.Sync()); err != nil {
 			return err
 		}
 		if err := s.nextFile(l.number + 1); err != nil {
@@ -90,26 +91,52 @@ func (s *Spool) Sync() error {
 		return nil
 	}
 	if err := s.log.file.Sync(); err != nil {
-		return fmt.Errorf("sync spool: %w", err)
+		return &Unsynced{Err: err}
 	}
 	s.log.dirty = false
 	return nil
 }
 
-// BeginSync takes note that everything appended so far is about to be made durable, by the function it returns. That
-// may run while more is appended; what was appended meanwhile is not covered.
-func (s *Spool) BeginSync() func() error {
+// Unsynced reports that making the log durable failed: what is on the disk is unknown from then on, and reading it
+// back does not tell.
+type Unsynced struct{ Err error }
+
+func (u *Unsynced) Error() string { return "sync spool: " + u.Err.Error() }
+
+// Unwrap is what the disk said.
+func (u *Unsynced) Unwrap() error { return u.Err }
+
+// BeginSync begins to make everything appended so far durable; the function it returns waits for that. More may be
+// appended meanwhile, which is not covered. The file stays open until it is done: a log that goes on in the next file,
+// or is closed, waits first.
+func (s *Spool) BeginSync() (wait func() error) {
 	if s.log == nil || !s.log.dirty {
 		return func() error { return nil }
 	}
 	s.log.dirty = false
-	f := s.log.file
-	return func() error {
+	f, under := s.log.file, &syncing{done: make(chan struct{})}
+	s.log.syncing = under
+	go func() {
+		defer close(under.done)
 		if err := f.Sync(); err != nil {
-			return fmt.Errorf("sync spool: %w", err)
+			under.err = &Unsynced{Err: err}
 		}
+	}()
+	return under.wait
+}
+
+// syncing is a sync that was begun.
+type syncing struct {
+	done chan struct{}
+	err  error
+}
+
+func (u *syncing) wait() error {
+	if u == nil {
 		return nil
 	}
+	<-u.done
+	return u.err
 }
 
 // Size is how many bytes of records the open log holds.
@@ -308,6 +335,7 @@ func (s *Spool) closeLog() error {
 		return nil
 	}
 	f := s.log.file
+	_ = s.log.syncing.wait() // who began it is told how it ended
 	s.log = nil
 	if f == nil {
 		return nil

@@ -5,7 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"lifeboat.dev/lifeboat/internal/mover/crash"
 	"lifeboat.dev/lifeboat/internal/mover/digest"
@@ -255,4 +257,69 @@ func TestAFolderThatCannotBeMadeIsAnError(t *testing.T) {
 	if _, err := spool.OpenDir(filepath.Join(path, "spool")); err == nil {
 		t.Error("it was made")
 	}
+}
+
+// held is a file system whose files sync only when they are let, and notice being closed before.
+type held struct {
+	spool.FS
+	hold    chan struct{} // nil: nothing is held
+	early   bool          // a file was closed while it synced
+	waiting chan struct{}
+}
+
+type heldFile struct {
+	spool.File
+	fs      *held
+	syncing atomic.Bool
+}
+
+func (h *held) Open(name string, create bool) (spool.File, error) {
+	f, err := h.FS.Open(name, create)
+	return &heldFile{File: f, fs: h}, err
+}
+
+func (f *heldFile) Sync() error {
+	if hold := f.fs.hold; hold != nil {
+		f.syncing.Store(true)
+		f.fs.waiting <- struct{}{}
+		<-hold
+		defer f.syncing.Store(false)
+	}
+	return f.File.Sync()
+}
+
+func (f *heldFile) Close() error {
+	f.fs.early = f.fs.early || f.syncing.Load()
+	return f.File.Close()
+}
+
+// A log is not closed under a sync that was begun: the sync would fail, and with it a session that did nothing wrong.
+func TestALogStaysOpenUntilItsSyncIsDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := &held{FS: crash.New(1).FS(), waiting: make(chan struct{}, 1)}
+		s := open(t, fs)
+		must(t, s.Begin(spool.Delta{Point: session.Point{ID: "p"}}))
+		must(t, s.OpenLog(ignore))
+		must(t, s.Append(record(0)))
+		hold := make(chan struct{})
+		fs.hold = hold
+		wait := s.BeginSync()
+		<-fs.waiting
+		fs.hold = nil
+		closed := make(chan error, 1)
+		go func() { closed <- s.Close() }()
+		synctest.Wait() // until the closing can go no further
+		select {
+		case err := <-closed:
+			t.Errorf("closed while the log was synced, %v", err)
+			close(hold)
+		default:
+			close(hold)
+			must(t, <-closed)
+		}
+		must(t, wait())
+		if fs.early {
+			t.Error("the file was closed under its sync")
+		}
+	})
 }
