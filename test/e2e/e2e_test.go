@@ -231,3 +231,22 @@ func conditionMessage(conditions []metav1.Condition, kind string) string {
 	}
 	return "no condition " + kind
 }
+
+// replicaIsGuarded fails unless the API server of c refuses a pod on the replica, and names the cluster where it belongs.
+func replicaIsGuarded(t *testing.T, s *demo.Story, c, primary demo.Cluster) {
+	t.Helper()
+	r, err := s.Replication(t.Context(), c)
+	must(t, err)
+	if len(r.Status.Claims) == 0 {
+		t.Fatalf("the Replication on %s knows no claims", c.Name)
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: "intruder"}, Spec: corev1.PodSpec{
+		Containers: []corev1.Container{{Name: "intruder", Image: s.Image}},
+		Volumes: []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: r.Status.Claims[0]}}}},
+	}}
+	err = c.Client.Create(t.Context(), pod, client.DryRunAll)
+	if want := "may write on cluster " + primary.Name + " only"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("a pod on the replica on %s: want a refusal that says %q, got: %v", c.Name, want, err)
+	}
+}

@@ -10,11 +10,13 @@ import (
 func TestShortMoveAndHome(t *testing.T) {
 	s := running(t)
 	before := plan(t, s, s.Home).Status.Epoch
+	replicaIsGuarded(t, s, s.Away, s.Home)
 
 	took, downtime, err := s.Move(t.Context(), s.Home, s.Away)
 	must(t, err)
 	t.Logf("migrate took %s, down %s", took, downtime)
 	onlyOneSideRuns(t, s, s.Away)
+	replicaIsGuarded(t, s, s.Home, s.Away)
 	if after := plan(t, s, s.Away).Status.Epoch; after <= before {
 		t.Errorf("the epoch did not grow: %d before, %d after", before, after)
 	}
