@@ -38,7 +38,7 @@ func newGuarded(t *testing.T, server string) *guarded {
 	t.Helper()
 	g := &guarded{t: t, config: servers.Config(t, server)}
 	g.admin = g.as("")
-	objects, err := manifests(installOptions{ClusterName: "west", GatewayAddress: "192.0.2.7:9002", GatewayExpose: exposeClusterIP, Image: "lifeboat:test"})
+	objects, err := manifests(installOptions{ClusterName: "west", GatewayAddress: "192.0.2.7:9002", Image: "lifeboat:test"}, exposure{Expose: exposeClusterIP, Port: 9002})
 	if err != nil {
 		t.Fatal(err)
 	}

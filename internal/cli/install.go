@@ -3,11 +3,11 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"path"
 	"slices"
 	"sort"
@@ -26,13 +26,15 @@ import (
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/deploy"
+	"lifeboat.dev/lifeboat/internal/endpoint"
 )
 
 // installOptions is what differs between clusters.
 type installOptions struct {
-	ClusterName    string
+	ClusterName string
+	// GatewayAddress may differ from every address known in this cluster. Empty: as before, or as its Service tells.
 	GatewayAddress string
-	GatewayExpose  string
+	Gateway        exposureFlags
 	Image          string
 	SidecarImage   string
 	LocalStorage   bool
@@ -40,25 +42,31 @@ type installOptions struct {
 }
 
 const (
-	exposeHostPort     = "HostPort"
-	exposeLoadBalancer = "LoadBalancer"
-	exposeNodePort     = "NodePort"
-	exposeClusterIP    = "ClusterIP"
-
 	// manifestImage and manifestSidecarImage stand in the manifests for the images that the user names.
 	manifestImage        = "lifeboat:dev"
 	manifestSidecarImage = "lifeboat-clusters/csi-sidecars:dev"
 
 	fieldManager = "lifeboat-install"
+
+	// clusterConfigMap tells who this cluster is; pairing reads it.
+	clusterConfigMap  = "lifeboat-cluster"
+	keyGatewayAddress = "gatewayAddress"
 )
 
 func newInstallCommand() *cobra.Command {
 	var kubeContext string
 	o := installOptions{}
 	cmd := &cobra.Command{
-		Use:   "install --cluster-name NAME --gateway-address HOST:PORT",
+		Use:   "install --cluster-name NAME [--gateway-address HOST:PORT]",
 		Short: "Install or upgrade Lifeboat in a cluster",
-		Args:  cobra.NoArgs,
+		Long: "Install applies Lifeboat's kinds, roles and pods, and waits until they run. It may be run again at any time: how the gateway\n" +
+			"is exposed stays as it was installed, unless a flag says otherwise, and so does whatever somebody else put on its Service.\n" +
+			"The address that peers are told may be another than this cluster knows, such as the public one of a mapped private network.",
+		Example: "  lifeboat install --cluster-name east\n" +
+			"  lifeboat install --cluster-name east --gateway-annotation service.beta.kubernetes.io/aws-load-balancer-type=external\n" +
+			"  lifeboat install --cluster-name east --gateway-expose ClusterIP --gateway-external-ip 203.0.113.7\n" +
+			"  lifeboat install --cluster-name east --gateway-expose NodePort --gateway-node-port 30902 --gateway-address '[2001:db8::7]:30902'",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := kubeClient(kubeContext)
 			if err != nil {
@@ -70,14 +78,13 @@ func newInstallCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&kubeContext, "context", "", "kubeconfig context of the cluster (empty: the current one)")
 	f.StringVar(&o.ClusterName, "cluster-name", "", "name of this cluster, as peers and plans call it")
-	f.StringVar(&o.GatewayAddress, "gateway-address", "", "host:port where peers reach this cluster's gateway")
-	f.StringVar(&o.GatewayExpose, "gateway-expose", exposeLoadBalancer, "how the gateway is exposed: LoadBalancer, NodePort, ClusterIP or HostPort (port 9002 of its node)")
+	f.StringVar(&o.GatewayAddress, "gateway-address", "", "host:port or [IPv6]:port where peers reach this cluster's gateway (empty: as before, or as its Service tells)")
+	o.Gateway.register(f)
 	f.StringVar(&o.Image, "image", manifestImage, "Lifeboat's image")
 	f.BoolVar(&o.LocalStorage, "local-storage", false, "also install the local storage driver (one-node clusters, demos and tests)")
 	f.StringVar(&o.SidecarImage, "sidecar-image", manifestSidecarImage, "image with the CSI sidecars for the local storage driver")
 	f.DurationVar(&o.Timeout, "timeout", 3*time.Minute, "how long to wait until everything runs")
 	_ = cmd.MarkFlagRequired("cluster-name")
-	_ = cmd.MarkFlagRequired("gateway-address")
 	return cmd
 }
 
@@ -86,14 +93,13 @@ func (o installOptions) check() error {
 	if problems := validation.IsDNS1123Label(o.ClusterName); len(problems) > 0 {
 		return fmt.Errorf("--cluster-name %q: %s", o.ClusterName, problems[0])
 	}
-	if _, _, err := net.SplitHostPort(o.GatewayAddress); err != nil {
-		return fmt.Errorf("--gateway-address %q: give host:port, such as 203.0.113.7:9002: %w", o.GatewayAddress, err)
-	}
-	switch o.GatewayExpose {
-	case exposeHostPort, exposeLoadBalancer, exposeNodePort, exposeClusterIP:
+	if o.GatewayAddress == "" {
 		return nil
 	}
-	return fmt.Errorf("--gateway-expose %q: give LoadBalancer, NodePort, ClusterIP or HostPort", o.GatewayExpose)
+	if _, err := endpoint.Parse(o.GatewayAddress); err != nil {
+		return fmt.Errorf("--gateway-address: %w", err)
+	}
+	return nil
 }
 
 // install applies the manifests and waits until all of it runs. Applying twice is the same as once; an
@@ -105,7 +111,22 @@ func install(ctx context.Context, c client.Client, o installOptions, out io.Writ
 	if err := refuseRename(ctx, c, o.ClusterName); err != nil {
 		return err
 	}
-	objects, err := manifests(o)
+	before, address, err := remembered(ctx, c)
+	if err != nil {
+		return err
+	}
+	exposed, err := o.Gateway.over(before)
+	if err != nil {
+		return err
+	}
+	if o.GatewayAddress == "" && (before == nil || exposed.reachedAs(*before)) {
+		o.GatewayAddress = address
+	}
+	ask := o.GatewayAddress == ""
+	if ask && !exposed.tellsAddress() {
+		return fmt.Errorf("--gateway-address is needed: with --%s %s the cluster does not know where peers reach it; give host:port", flagExpose, exposed.Expose)
+	}
+	objects, err := manifests(o, exposed)
 	if err != nil {
 		return err
 	}
@@ -123,7 +144,41 @@ func install(ctx context.Context, c client.Client, o installOptions, out io.Writ
 		return err
 	}
 	fmt.Fprintf(out, "applied %d objects in cluster %s\n", len(objects), o.ClusterName)
-	return waitRunning(ctx, c, objects, o.Timeout, out)
+	if err := waitRunning(ctx, c, objects, o.Timeout, out); err != nil {
+		return err
+	}
+	if ask {
+		if err := tellAddress(ctx, c, o, exposed); err != nil {
+			return err
+		}
+	}
+	return printAddress(ctx, c, out)
+}
+
+// tellAddress waits for the address that the platform gives the gateway and writes down what peers are told.
+func tellAddress(ctx context.Context, c client.Client, o installOptions, exposed exposure) error {
+	var err error
+	if o.GatewayAddress, err = awaitAddress(ctx, c, exposed, o.Timeout); err != nil {
+		return err
+	}
+	objects, err := manifests(o, exposed)
+	if err != nil {
+		return err
+	}
+	for _, object := range objects {
+		if object.GetKind() == "ConfigMap" && object.GetName() == clusterConfigMap {
+			return applyObject(ctx, c, object)
+		}
+	}
+	return fmt.Errorf("manifest of ConfigMap %s is missing", clusterConfigMap)
+}
+
+func printAddress(ctx context.Context, c client.Client, out io.Writer) error {
+	_, address, err := remembered(ctx, c)
+	if err == nil {
+		fmt.Fprintf(out, "peers are told to reach this cluster at %s\n", address)
+	}
+	return err
 }
 
 func applyAll(ctx context.Context, c client.Client, objects []*unstructured.Unstructured) error {
@@ -142,7 +197,7 @@ func applyAll(ctx context.Context, c client.Client, objects []*unstructured.Unst
 
 func refuseRename(ctx context.Context, c client.Client, name string) error {
 	var cm corev1.ConfigMap
-	key := client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: "lifeboat-cluster"}
+	key := client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: clusterConfigMap}
 	if err := c.Get(ctx, key, &cm); err != nil {
 		return client.IgnoreNotFound(err)
 	}
@@ -153,16 +208,15 @@ func refuseRename(ctx context.Context, c client.Client, name string) error {
 }
 
 // manifests are the objects to apply, in order: namespace, kinds, roles, the rest, and last what runs.
-func manifests(o installOptions) ([]*unstructured.Unstructured, error) {
-	serviceType, hostPort := o.GatewayExpose, "0"
-	if o.GatewayExpose == exposeHostPort {
-		serviceType, hostPort = exposeClusterIP, "9002"
+func manifests(o installOptions, exposed exposure) ([]*unstructured.Unstructured, error) {
+	note, err := json.Marshal(exposed)
+	if err != nil {
+		return nil, fmt.Errorf("write how the gateway is exposed: %w", err)
 	}
 	replace := strings.NewReplacer(
 		"${CLUSTER_NAME}", o.ClusterName,
 		"${GATEWAY_ADDRESS}", o.GatewayAddress,
-		"${GATEWAY_SERVICE_TYPE}", serviceType,
-		"${GATEWAY_HOST_PORT}", hostPort,
+		"${GATEWAY_EXPOSURE}", string(note),
 		manifestImage, o.Image,
 		manifestSidecarImage, o.SidecarImage,
 	)
@@ -188,6 +242,9 @@ func manifests(o installOptions) ([]*unstructured.Unstructured, error) {
 			}
 			objects = append(objects, more...)
 		}
+	}
+	if err := exposed.shape(objects); err != nil {
+		return nil, err
 	}
 	sort.SliceStable(objects, func(i, j int) bool { return applyRank(objects[i]) < applyRank(objects[j]) })
 	return objects, nil

@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/endpoint"
 	"lifeboat.dev/lifeboat/internal/link/pairing"
 )
 
@@ -84,8 +84,8 @@ func (o pairOptions) check() error {
 		if name != o.context && name != o.peerContext {
 			return fmt.Errorf("--gateway-address %s=%s: %q is neither --context %q nor --peer-context %q", name, address, name, o.context, o.peerContext)
 		}
-		if _, _, err := net.SplitHostPort(address); err != nil {
-			return fmt.Errorf("--gateway-address %s=%s: give host:port, such as 203.0.113.7:9002: %w", name, address, err)
+		if _, err := endpoint.Parse(address); err != nil {
+			return fmt.Errorf("--gateway-address %s=%s: %w", name, address, err)
 		}
 	}
 	switch v1alpha1.PairMode(o.mode) {
