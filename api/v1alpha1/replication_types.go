@@ -47,6 +47,7 @@ type Rlink struct {
 
 	// clusterPair is the ClusterPair of the peer.
 	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
 	ClusterPair string `json:"clusterPair"`
 
 	// schedule is when sessions start, in cron format, in UTC. Empty means only on triggerNow. On a target it is
@@ -110,14 +111,16 @@ type ReplicationSpec struct {
 	// +optional
 	Epoch int64 `json:"epoch,omitempty"`
 
-	// rlinks are the peers, one link each.
+	// rlinks are the peers, one link each, at most 8. A source sends through every link by itself: none waits for another. A target
+	// receives through one of them, that of the peer which is the source; the others are for the day another peer is.
 	// +kubebuilder:validation:MinItems=1
-	// +kubebuilder:validation:MaxItems=1
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, b.clusterPair == a.clusterPair))",message="each rlink has a ClusterPair of its own: two links to one peer would write one replica"
 	// +listType=map
 	// +listMapKey=rlinkName
 	Rlinks []Rlink `json:"rlinks"`
 
-	// triggerNow starts a session at once when its value changes. Any text will do; a time is good practice.
+	// triggerNow starts a session on every link at once when its value changes. Any text will do; a time is good practice.
 	// +kubebuilder:validation:MaxLength=64
 	// +optional
 	TriggerNow string `json:"triggerNow,omitempty"`
@@ -237,6 +240,9 @@ type SessionReport struct {
 type RlinkStatus struct {
 	// rlinkName is the link.
 	RlinkName string `json:"rlinkName"`
+	// phase is one word for this link; that of the Replication is the one of its links that most needs to be seen.
+	// +optional
+	Phase string `json:"phase,omitempty"`
 	// session runs now; absent between sessions.
 	// +optional
 	Session *SessionStatus `json:"session,omitempty"`
@@ -273,6 +279,15 @@ type RlinkStatus struct {
 	Objects []string `json:"objects,omitempty"`
 }
 
+// ReceivingStatus is the link a target receives its replica through.
+type ReceivingStatus struct {
+	// rlinkName is the link.
+	RlinkName string `json:"rlinkName"`
+	// epoch is the epoch in which its peer was seen as the source, 0 when it never was.
+	// +optional
+	Epoch int64 `json:"epoch,omitempty"`
+}
+
 // ReplicationStatus shows how far the copy is.
 type ReplicationStatus struct {
 	// role is the role that is in force, which follows spec.role once everything of the old role is gone.
@@ -290,6 +305,9 @@ type ReplicationStatus struct {
 	// primaryCluster is the cluster that may write, as far as this side knows.
 	// +optional
 	PrimaryCluster string `json:"primaryCluster,omitempty"`
+	// receiving is the link that a target receives through, or received through before it became the source.
+	// +optional
+	Receiving *ReceivingStatus `json:"receiving,omitempty"`
 	// rlinks shows each link.
 	// +listType=map
 	// +listMapKey=rlinkName

@@ -66,7 +66,7 @@ func printStatus(ctx context.Context, c client.Client, name string, now time.Tim
 		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\t%d\t%s\n", p.Namespace, p.Name, orDash(p.Status.PrimaryCluster), p.Spec.PrimaryCluster,
 			orDash(p.Status.Phase), orDash(string(p.Status.Step)), p.Status.Epoch, planWhy(p, now))
 	}
-	fmt.Fprintln(w, "  \n  REPLICATION\tROLE\tPHASE\tRECOVERY POINT\tLAG\tLAST SESSION\tNEXT\tWHY")
+	fmt.Fprintln(w, "  \n  REPLICATION\tLINK\tROLE\tPHASE\tRECOVERY POINT\tLAG\tLAST SESSION\tNEXT\tWHY")
 	for i := range replications.Items {
 		printReplication(w, &replications.Items[i], now)
 	}
@@ -84,7 +84,11 @@ func printReplication(w io.Writer, r *v1alpha1.Replication, now time.Time) {
 	}
 	for i := range links {
 		l := &links[i]
-		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Namespace, r.Name, orDash(string(r.Status.Role)), orDash(r.Status.Phase),
+		phase := l.Phase
+		if phase == "" {
+			phase = r.Status.Phase
+		}
+		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Namespace, r.Name, orDash(l.RlinkName), orDash(string(r.Status.Role)), orDash(phase),
 			pointName(l.RecoveryPoint), lag(l, now), lastSession(l), until(now, l.NextRun), replicationWhy(r, l))
 	}
 }

@@ -2,7 +2,7 @@
 //
 // It knows what a side sees of its own objects and of its peer, and the order in which things are made and removed so
 // that data stay safe. It reads nothing, changes nothing and keeps nothing: whoever asks again after a crash between
-// any two effects gets the step that goes on from there. Begin reading at NextSource and NextTarget.
+// any two effects gets the step that goes on from there. Begin reading at NextSources and NextTargets.
 package cycle
 
 import (
@@ -72,6 +72,8 @@ const (
 	TakeRecoveryPoint Step = "TakeRecoveryPoint"
 	// RecordPoint saves the committed point, which lets the source start its next session.
 	RecordPoint Step = "RecordPoint"
+	// RemoveStrays removes receivers of links that the replica is not received through.
+	RemoveStrays Step = "RemoveStrays"
 	// DropRecoveryPoints removes what retention no longer keeps.
 	DropRecoveryPoints Step = "DropRecoveryPoints"
 )
@@ -156,6 +158,7 @@ const (
 	ReasonLeavingTarget        = "LeavingTarget"
 	ReasonNothingToPromote     = "NothingToPromote"
 	ReasonReplicaPreparing     = "ReplicaPreparing"
+	ReasonNotReceiving         = "NotReceiving"
 	ReasonReceiverStarting     = "ReceiverStarting"
 	ReasonReceiverSilent       = "ReceiverSilent"
 	ReasonApplying             = "Applying"

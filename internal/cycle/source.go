@@ -75,8 +75,10 @@ type Peer struct {
 	PrepareDue bool
 }
 
-// Source is everything the source side sees.
+// Source is everything a side that is wanted as source sees of one of its links.
 type Source struct {
+	// Rlink names the link, for the messages of its siblings.
+	Rlink string
 	Now             time.Time
 	Wanted, InForce Stand
 	Suspended       bool
@@ -121,13 +123,52 @@ func Backoff(failures int) time.Duration {
 	return min(first<<max(failures-1, 0), most)
 }
 
-// NextSource decides for a side that is wanted as source.
+// NextSource decides for a side that is wanted as source and has one link.
 //
 // Order is safety. What a target leaves behind goes first, or application and receiver would write one volume. A session of an
 // older epoch ends before the new epoch is in force. A session is saved before anything is made for it, so that nothing is
 // ever made that no status knows. Only then come new sessions.
-func NextSource(s Source) Decision {
-	d := nextSource(s)
+func NextSource(s Source) Decision { return NextSources([]Source{s})[0] }
+
+// NextSources decides for each link of a side that is wanted as source. The first link is the one a replica was received through:
+// it alone dismantles the replica, and only when no peer of any link can be the source any more. The role is taken in one look of
+// all links. In force, every link goes its own way, whatever its siblings wait for.
+func NextSources(links []Source) []Decision {
+	out := make([]Decision, len(links))
+	for i, s := range links {
+		switch {
+		case !leavesTarget(links[0]):
+			out[i] = hasten(s, nextSource(s, unready(links, i)))
+		case i == 0:
+			out[i] = hasten(s, leaveTarget(s, links))
+		default:
+			out[i] = out[0]
+			out[i].Step, out[i].Poll = Wait, max(out[0].Poll, Hasty)
+			if out[0].Step == TakeRole {
+				out[i].Step = TakeRole
+			}
+		}
+	}
+	return out
+}
+
+// unready names the siblings whose sessions keep the wanted epoch from coming into force.
+func unready(links []Source, but int) []string {
+	var names []string
+	for i, s := range links {
+		if i != but && s.Session != nil && s.Session.Epoch != s.Wanted.Epoch {
+			names = append(names, s.Rlink)
+		}
+	}
+	return names
+}
+
+// leavesTarget reports that a replica, or the role of a target, must be left first.
+func leavesTarget(s Source) bool {
+	return s.InForce.Role == v1alpha1.RoleTarget || (s.InForce.Role == "" && s.Replica.Exists())
+}
+
+func hasten(s Source, d Decision) Decision {
 	// What a person or a lost link holds up does not come sooner for being asked after.
 	if waited := s.Moving && d.Step != Rest || d.Phase == Promoting; waited && d.Poll <= Steady {
 		d.Poll = min(d.Poll, Hasty)
@@ -135,12 +176,9 @@ func NextSource(s Source) Decision {
 	return d
 }
 
-func nextSource(s Source) Decision {
-	if s.InForce.Role == v1alpha1.RoleTarget || (s.InForce.Role == "" && s.Replica.Exists()) {
-		return leaveTarget(s)
-	}
+func nextSource(s Source, siblings []string) Decision {
 	if s.InForce != s.Wanted {
-		return takeSource(s)
+		return takeSource(s, siblings)
 	}
 	if s.Session != nil {
 		return runSession(s)
@@ -168,8 +206,11 @@ func tidy(stale []string) Decision {
 
 // takeSource brings role and epoch into force. A session of an older epoch would be refused by every target that
 // knows the new one, so it ends here.
-func takeSource(s Source) Decision {
+func takeSource(s Source, siblings []string) Decision {
 	if s.Session == nil || s.Session.Epoch == s.Wanted.Epoch {
+		if len(siblings) > 0 {
+			return wait(Preparing, ReasonTidying, "waiting for sessions of an older epoch to end on the links "+strings.Join(siblings, ", "), Quick)
+		}
 		return Decision{Step: TakeRole, Phase: Preparing, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side becomes the source in epoch %d", s.Wanted.Epoch)}
 	}
 	return abort(s.Session, s.Mover, fmt.Sprintf("the epoch became %d while it ran in epoch %d", s.Wanted.Epoch, s.Session.Epoch))

@@ -42,15 +42,19 @@ type Replica struct {
 	Trouble string
 	// State is what the receiver says; nil when it does not answer.
 	State *Received
+	// Strays names receivers, and ways to them, that serve a link this side does not receive from.
+	Strays []string
 }
 
 // Exists reports whether anything of a target is there.
 func (r Replica) Exists() bool {
-	return r.Pair != Absent || r.Spool != Absent || r.Receiver != Absent || r.Door
+	return r.Pair != Absent || r.Spool != Absent || r.Receiver != Absent || r.Door || len(r.Strays) > 0
 }
 
-// Target is everything the target side sees.
+// Target is everything a side that is wanted as target sees of one of its links.
 type Target struct {
+	// Rlink names the link, for the messages of its siblings.
+	Rlink string
 	Now             time.Time
 	Wanted, InForce Stand
 	// Problem is what a person must mend before a replica can be kept.
@@ -77,15 +81,45 @@ type Target struct {
 	Surplus []string
 }
 
-// NextTarget decides for a side that is wanted as target.
+// NextTarget decides for a side that is wanted as target and has one link.
 //
 // Order is safety. The replica is written only while no pod uses the claims, so users go first and nothing is removed before
 // they are gone: until then the role can be set back and nothing was lost. Then everything of a source
 // goes, so that no session leaves from what is about to become a replica.
-func NextTarget(s Target) Decision {
-	if s.InForce.Role != v1alpha1.RoleTarget {
-		return leaveSource(s)
+func NextTarget(s Target) Decision { return NextTargets([]Target{s})[0] }
+
+// NextTargets decides for each link of a side that is wanted as target. As long as it is a source, every link ends its own session,
+// and the role is taken in one look of all links when nothing is left of any. In force, the first link is the one that the
+// replica is received through, and it alone is tended: one group has one replica, which has one receiver.
+func NextTargets(links []Target) []Decision {
+	out := make([]Decision, len(links))
+	for i, s := range links {
+		switch {
+		case s.InForce.Role != v1alpha1.RoleTarget:
+			out[i] = leaveSource(s, unfinished(links, i))
+		case i == 0:
+			out[i] = nextTarget(s)
+		case out[0].Step == TakeRole:
+			out[i] = out[0]
+		default:
+			out[i] = Decision{Step: Rest, Phase: out[0].Phase, Reason: ReasonNotReceiving, Ready: true, Poll: CalmTarget, Message: "the replica is received through the link " + links[0].Rlink}
+		}
 	}
+	return out
+}
+
+// unfinished names the siblings of which anything of a session is left.
+func unfinished(links []Target, but int) []string {
+	var names []string
+	for i, s := range links {
+		if i != but && (s.Session != nil || len(s.Leftover) > 0) {
+			names = append(names, s.Rlink)
+		}
+	}
+	return names
+}
+
+func nextTarget(s Target) Decision {
 	if s.InForce.Epoch != s.Wanted.Epoch {
 		return Decision{Step: TakeRole, Phase: Preparing, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side is the target in epoch %d", s.Wanted.Epoch)}
 	}
@@ -103,7 +137,7 @@ func NextTarget(s Target) Decision {
 }
 
 // leaveSource removes what a source leaves, then takes the role.
-func leaveSource(s Target) Decision {
+func leaveSource(s Target, siblings []string) Decision {
 	if len(s.Users) > 0 {
 		return wait(Demoting, ReasonClaimsInUse, usersMessage(s.Users), Quick)
 	}
@@ -113,6 +147,9 @@ func leaveSource(s Target) Decision {
 	if len(s.Leftover) > 0 {
 		return Decision{Step: Tidy, Phase: Demoting, Reason: ReasonLeavingSource, Poll: Quick,
 			Message: "removing what sessions left: " + strings.Join(s.Leftover, ", ")}
+	}
+	if len(siblings) > 0 {
+		return wait(Demoting, ReasonLeavingSource, "waiting until nothing is left of the sessions of the links "+strings.Join(siblings, ", "), Quick)
 	}
 	if len(s.Attached) > 0 {
 		return wait(Demoting, ReasonVolumesAttached, "waiting for the volumes to be detached from "+strings.Join(s.Attached, ", "), Quick)
@@ -150,6 +187,9 @@ func keepReplica(s Target) Decision {
 	r := s.Replica
 	preparing := func(step Step, reason, message string, poll time.Duration) Decision {
 		return Decision{Step: step, Phase: Preparing, Reason: reason, Message: message, Poll: poll}
+	}
+	if len(r.Strays) > 0 {
+		return preparing(RemoveStrays, ReasonReplicaPreparing, fmt.Sprintf("the replica is received through the link %s from now on: removing %s", s.Rlink, strings.Join(r.Strays, ", ")), Quick)
 	}
 	switch r.Pair {
 	case Absent:
@@ -229,10 +269,13 @@ func record(s Target, applied Recovery) Decision {
 // receiver says that its spool holds nothing the replica does not, and that is saved: a spool that is not sealed may hold the half of
 // a delta that the replica lacks, so before that nothing is removed. Then the receiver goes, whose pods hold the devices; then the
 // pair; then the spool. Only then may the application write.
-func leaveTarget(s Source) Decision {
+func leaveTarget(s Source, links []Source) Decision {
 	r := s.Replica
+	if len(r.Strays) > 0 {
+		return Decision{Step: RemoveStrays, Phase: Promoting, Reason: ReasonLeavingTarget, Poll: Quick, Message: "removing " + strings.Join(r.Strays, ", ")}
+	}
 	if r.Spool != Absent && !r.Sealed {
-		return settle(s)
+		return settle(s, links)
 	}
 	if r.Exists() {
 		d := dismantle(r, false, "this side becomes the source")
@@ -243,7 +286,7 @@ func leaveTarget(s Source) Decision {
 }
 
 // settle waits until the replica holds everything the spool does, and will.
-func settle(s Source) Decision {
+func settle(s Source, links []Source) Decision {
 	r := s.Replica
 	promoting := func(step Step, reason, message string, poll time.Duration) Decision {
 		return Decision{Step: step, Phase: Promoting, Reason: reason, Message: message, Poll: poll}
@@ -256,8 +299,10 @@ func settle(s Source) Decision {
 	case r.Receiver == Absent:
 		return promoting(StartReceiver, ReasonLeavingTarget, "the receiver is needed once more to apply what the spool holds", Quick)
 	}
-	if d, fenced := fence(s); !fenced {
-		return d
+	for _, link := range links {
+		if d, fenced := fence(s, link.Peer); !fenced {
+			return d
+		}
 	}
 	switch {
 	case r.State == nil:
@@ -274,8 +319,8 @@ func settle(s Source) Decision {
 // fence makes sure that no source commits here any more. A connection that was made before the receiver was closed may still become a
 // session: so either the peer says that it has no mover and will start none, or the receiver is started again in the new epoch, in
 // which it refuses the old one.
-func fence(s Source) (Decision, bool) {
-	p := s.Peer
+// Every peer is asked, whichever link the replica was received through: each may have become the source since.
+func fence(s Source, p Peer) (Decision, bool) {
 	switch {
 	case p.Asked && (!p.Found || p.InForce.Role == v1alpha1.RoleTarget || p.Stand.Role == v1alpha1.RoleTarget && p.Quiet):
 		return Decision{}, true
@@ -301,6 +346,8 @@ func dismantle(r Replica, settled bool, why string) Decision {
 		return Decision{Step: step, Phase: Waiting, Reason: ReasonLeavingTarget, Message: why, Poll: Quick}
 	}
 	switch {
+	case len(r.Strays) > 0:
+		return remove(RemoveStrays)
 	case settled && r.Door && !r.Sealed:
 		return Decision{Step: CloseReceiver, Phase: Waiting, Reason: ReasonLeavingTarget, Message: why}
 	case settled && !r.Sealed && r.State != nil && !r.State.settled():

@@ -120,6 +120,7 @@ func (p Point) object(index int, claim, class string) *snapshotv1.VolumeSnapshot
 // Seen is a snapshot as it was read.
 type Seen struct {
 	Name    string
+	Rlink   string
 	Point   string
 	Purpose Purpose
 	Claim   string
@@ -160,7 +161,7 @@ func List(ctx context.Context, reader client.Reader, replication types.Namespace
 
 func see(object *snapshotv1.VolumeSnapshot) Seen {
 	s := Seen{
-		Name: object.Name, Point: object.Labels[v1alpha1.LabelPoint], Purpose: Purpose(object.Labels[LabelPurpose]),
+		Name: object.Name, Rlink: object.Labels[v1alpha1.LabelRlink], Point: object.Labels[v1alpha1.LabelPoint], Purpose: Purpose(object.Labels[LabelPurpose]),
 		Claim: object.Annotations[v1alpha1.AnnotationVolume], CreatedAt: object.CreationTimestamp.Time,
 		Deleting: !object.DeletionTimestamp.IsZero(),
 	}

@@ -35,6 +35,27 @@ const (
 	deletionPatience = time.Minute
 )
 
+// actAll takes each link's step. A role is taken by all links or by none.
+func (r *Reconciler) actAll(ctx context.Context, s *sight, next []cycle.Decision) []error {
+	acted := make([]error, len(next))
+	for i, v := range s.links {
+		acted[i] = r.act(ctx, v, next[i])
+	}
+	if next[0].Step == cycle.TakeRole {
+		if err := errors.Join(acted...); err != nil {
+			for i := range acted {
+				acted[i] = err
+			}
+		}
+	}
+	for _, v := range s.gone {
+		if err := r.retire(ctx, v); err != nil {
+			acted[0] = errors.Join(acted[0], err)
+		}
+	}
+	return acted
+}
+
 // act takes the step. Steps that only change what is remembered are taken by tell.
 func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 	switch d.Step {
@@ -79,6 +100,8 @@ func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 		return r.delete(ctx, &corev1.Service{}, v.rep.Namespace, v.names.receiver())
 	case cycle.RemoveReceiver:
 		return r.removeReceiver(ctx, v)
+	case cycle.RemoveStrays:
+		return r.removeStrays(ctx, v)
 	case cycle.TakeRecoveryPoint:
 		return r.takeRecoveryPoint(ctx, v)
 	case cycle.DropRecoveryPoints:
@@ -127,10 +150,10 @@ func (r *Reconciler) preparePeer(ctx context.Context, v *view) error {
 		p.declined = &cycle.Problem{Reason: declinedReason(reason), Message: err.Error()}
 		err = nil
 	}
-	r.notePreparation(v.key(), p)
+	r.notePreparation(v.linkKey(), p)
 	if err != nil {
 		// It is asked again soon; meanwhile the status tells what the last answer was.
-		r.notePreparation(v.key(), preparation{at: v.now, message: err.Error()})
+		r.notePreparation(v.linkKey(), preparation{at: v.now, message: err.Error()})
 	}
 	return nil
 }
@@ -338,8 +361,13 @@ func (r *Reconciler) removeMover(ctx context.Context, v *view, point string) err
 func (r *Reconciler) tidy(ctx context.Context, v *view) error {
 	names := stale(v)
 	if v.target != nil {
-		names = leftover(v)
+		names = v.target.Leftover
 	}
+	return errors.Join(r.removeNamed(ctx, v, names), r.removeLastConfig(ctx, v))
+}
+
+// removeNamed removes what is named as "kind name".
+func (r *Reconciler) removeNamed(ctx context.Context, v *view, names []string) error {
 	var errs []error
 	for _, entry := range names {
 		kind, name, _ := strings.Cut(entry, " ")
@@ -354,11 +382,25 @@ func (r *Reconciler) tidy(ctx context.Context, v *view) error {
 			errs = append(errs, snapshot.Delete(ctx, r.Client, v.rep.Namespace, name))
 		}
 	}
-	// The newest session's Job may have been removed by hand, without its configuration.
-	if last := v.status.LastSession; last != nil && v.status.Session == nil {
-		errs = append(errs, r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, v.names.job(last.Point)))
-	}
 	return errors.Join(errs...)
+}
+
+// removeLastConfig removes the configuration of the newest session, whose Job may have been removed by hand without it.
+func (r *Reconciler) removeLastConfig(ctx context.Context, v *view) error {
+	last := v.status.LastSession
+	if last == nil || v.status.Session != nil {
+		return nil
+	}
+	return r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, v.names.job(last.Point))
+}
+
+// retire removes what a link made that is not in the spec any more. Its receiver, if it had one, goes as a stray.
+func (r *Reconciler) retire(ctx context.Context, v *view) error {
+	if s := v.status.Session; s != nil {
+		return errors.Join(r.removeMover(ctx, v, s.Point), r.removeNamed(ctx, v, leftover(v)))
+	}
+	return errors.Join(r.removeNamed(ctx, v, leftover(v)), r.removeLastConfig(ctx, v), r.removeAccount(ctx, v),
+		r.delete(ctx, &corev1.Secret{}, v.rep.Namespace, v.names.mover()))
 }
 
 // makePair makes the volume before the claim, so that the claim finds it.
@@ -499,6 +541,15 @@ func (r *Reconciler) removeReceiver(ctx context.Context, v *view) error {
 			errs = append(errs, r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, config))
 		}
 		errs = append(errs, r.delete(ctx, &appsv1.Deployment{}, v.rep.Namespace, v.names.receiver()))
+	}
+	return errors.Join(errs...)
+}
+
+// removeStrays removes receivers of other links, the way to them first.
+func (r *Reconciler) removeStrays(ctx context.Context, v *view) error {
+	var errs []error
+	for _, stray := range v.replica.strays {
+		errs = append(errs, r.removeReceiver(ctx, stray), r.delete(ctx, &corev1.Secret{}, v.rep.Namespace, stray.names.receiver()))
 	}
 	return errors.Join(errs...)
 }

@@ -7,6 +7,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
@@ -101,7 +103,8 @@ type Reconciler struct {
 	Workers int
 
 	mu       sync.Mutex
-	prepared map[types.NamespacedName]preparation
+	prepared map[linkKey]preparation
+	silent   map[linkKey]time.Time
 }
 
 // SetupWithManager registers the controller.
@@ -120,7 +123,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return b.Complete(r)
 }
 
-// Reconcile takes one step of one Replication.
+// Reconcile takes one step of each link of one Replication.
 func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	var rep v1alpha1.Replication
 	if err := r.Live.Get(ctx, request.NamespacedName, &rep); err != nil {
@@ -135,22 +138,49 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		}
 	}
 	before := rep.DeepCopy()
-	v, err := r.observe(ctx, &rep)
+	seen, err := r.observe(ctx, &rep)
 	if err != nil {
 		return again(0, err)
 	}
-	next := v.next()
-	acted := r.act(ctx, v, next)
+	next := seen.next()
+	acted := r.actAll(ctx, seen, next)
 	// What was seen and decided is saved also when acting failed; only an act that went through may change what is remembered.
-	r.tell(v, next, acted)
+	r.tell(seen, next, acted)
 	if err := condition.Save(ctx, r.Client, before, &rep); err != nil {
 		return again(0, err)
 	}
-	if acted != nil {
-		return again(0, acted)
+	for i, v := range seen.links {
+		if acted[i] == nil {
+			r.announce(v, next[i])
+		}
 	}
-	r.announce(v, next)
-	return again(next.Poll, nil)
+	return again(soonest(ctx, seen, next, acted))
+}
+
+// soonest is when to look again. A link whose step failed is tried again with the others, whose pace is theirs; when all failed
+// the pace is that of failures.
+func soonest(ctx context.Context, s *sight, next []cycle.Decision, acted []error) (time.Duration, error) {
+	in, failed := time.Duration(-1), 0
+	for i, d := range next {
+		poll := d.Poll
+		if acted[i] != nil {
+			failed++
+			poll = cycle.Patient
+		}
+		if in < 0 || poll < in {
+			in = poll
+		}
+	}
+	switch {
+	case failed == len(next):
+		return 0, errors.Join(acted...)
+	case failed > 0:
+		log.FromContext(ctx).Error(errors.Join(acted...), "a step of a link failed; the others go on")
+	}
+	if len(s.gone) > 0 {
+		in = min(in, cycle.Quick)
+	}
+	return in, nil
 }
 
 // again turns a wait into a result. Someone else's write in between only means to look again.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -38,19 +39,23 @@ const (
 	reasonSizesOrModeDiffer = "PeerConflict"
 )
 
-// view is everything that was read in one look, and the Replication as the status will be saved.
+// view is everything that was read of one link in one look, and the Replication as the status will be saved.
 type view struct {
 	now   time.Time
 	rep   *v1alpha1.Replication
 	names names
 	rlink v1alpha1.Rlink
+	// lead is true for the link that a replica is, or was, received through. What belongs to the replica is in its view alone.
+	lead bool
 	// status is the link's, within rep.
 	status *v1alpha1.RlinkStatus
 
 	pair    *v1alpha1.ClusterPair
 	peerCA  []byte
 	members []snapshot.Member
-	problem *cycle.Problem
+	// trouble is with the pair, problem is the first of all.
+	trouble, problem *cycle.Problem
+	peer             cycle.Peer
 
 	snapshots []snapshot.Seen
 	claims    []corev1.PersistentVolumeClaim // those Lifeboat made for this Replication
@@ -68,11 +73,30 @@ type view struct {
 	target *cycle.Target
 }
 
-func (v *view) next() cycle.Decision {
-	if v.source != nil {
-		return cycle.NextSource(*v.source)
+// sight is one look at a Replication: a view of each of its links, the leading one first, and of each link that is not in its spec any
+// more though something of it is left.
+type sight struct {
+	rep   *v1alpha1.Replication
+	links []*view
+	gone  []*view
+}
+
+func (s *sight) lead() *view { return s.links[0] }
+
+// next asks package cycle, for all links together.
+func (s *sight) next() []cycle.Decision {
+	if s.rep.Spec.Role == v1alpha1.RoleSource {
+		sources := make([]cycle.Source, len(s.links))
+		for i, v := range s.links {
+			sources[i] = *v.source
+		}
+		return cycle.NextSources(sources)
 	}
-	return cycle.NextTarget(*v.target)
+	targets := make([]cycle.Target, len(s.links))
+	for i, v := range s.links {
+		targets[i] = *v.target
+	}
+	return cycle.NextTargets(targets)
 }
 
 func (v *view) key() types.NamespacedName { return client.ObjectKeyFromObject(v.rep) }
@@ -116,77 +140,203 @@ func (v *view) peerName(claim string) string {
 	return claim
 }
 
+// common is what all links of a Replication share.
+type common struct {
+	group   *v1alpha1.PVCGroup
+	members []snapshot.Member
+	// selector is set when the group's selector cannot be read, shared when another Replication carries one of the claims.
+	selector *snapshot.SelectorError
+	shared   *cycle.Problem
+
+	snapshots []snapshot.Seen
+	claims    []corev1.PersistentVolumeClaim
+	jobs      []batchv1.Job
+	pods      []corev1.Pod
+}
+
 // observe reads what the next step depends on, and no more.
-func (r *Reconciler) observe(ctx context.Context, rep *v1alpha1.Replication) (*view, error) {
-	v := &view{now: r.Now().UTC(), rep: rep, rlink: rep.Spec.Rlinks[0]}
-	v.names = names{rep.Namespace, rep.Name, v.rlink.RlinkName}
-	v.status = linkStatus(&rep.Status, v.rlink.RlinkName)
-	if err := r.observeOwn(ctx, v); err != nil {
+func (r *Reconciler) observe(ctx context.Context, rep *v1alpha1.Replication) (*sight, error) {
+	c, err := r.observeCommon(ctx, rep)
+	if err != nil {
 		return nil, err
 	}
-	if err := r.observeMade(ctx, v); err != nil {
+	s := r.views(rep)
+	for _, v := range s.links {
+		if err := r.observePair(ctx, v); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.chooseLead(ctx, s); err != nil {
 		return nil, err
+	}
+	for _, v := range append(slices.Clone(s.links), s.gone...) {
+		v.take(c)
+		v.judge(c)
 	}
 	if rep.Spec.Role == v1alpha1.RoleSource {
-		return v, r.observeSource(ctx, v)
+		return s, r.observeSources(ctx, s)
 	}
-	return v, r.observeTarget(ctx, v)
+	return s, r.observeTargets(ctx, s)
 }
 
-// linkStatus returns the status of a link, made if there is none. What belongs to links that are gone goes.
-func linkStatus(status *v1alpha1.ReplicationStatus, rlink string) *v1alpha1.RlinkStatus {
-	for i := range status.Rlinks {
-		if status.Rlinks[i].RlinkName == rlink {
-			status.Rlinks = status.Rlinks[i : i+1]
-			return &status.Rlinks[0]
+// views makes an empty view of each link, and gives each its place in the status.
+func (r *Reconciler) views(rep *v1alpha1.Replication) *sight {
+	s := &sight{rep: rep}
+	now := r.Now().UTC()
+	alignStatus(rep)
+	for i := range rep.Status.Rlinks {
+		v := &view{now: now, rep: rep, status: &rep.Status.Rlinks[i], names: names{rep.Namespace, rep.Name, rep.Status.Rlinks[i].RlinkName}}
+		if i >= len(rep.Spec.Rlinks) {
+			v.rlink.RlinkName = v.status.RlinkName
+			s.gone = append(s.gone, v)
+			continue
 		}
+		v.rlink = rep.Spec.Rlinks[i]
+		s.links = append(s.links, v)
 	}
-	status.Rlinks = []v1alpha1.RlinkStatus{{RlinkName: rlink}}
-	return &status.Rlinks[0]
+	return s
 }
 
-// observeOwn reads pair, trust, group and claims, and notes the first thing a person must mend.
-func (r *Reconciler) observeOwn(ctx context.Context, v *view) error {
-	note := func(reason, format string, args ...any) {
-		if v.problem == nil {
-			v.problem = &cycle.Problem{Reason: reason, Message: fmt.Sprintf(format, args...)}
+// alignStatus orders the links' status as the spec does, those that are not in the spec any more last.
+func alignStatus(rep *v1alpha1.Replication) {
+	var out []v1alpha1.RlinkStatus
+	former := rep.Status.Rlinks
+	for _, link := range rep.Spec.Rlinks {
+		i := slices.IndexFunc(former, func(s v1alpha1.RlinkStatus) bool { return s.RlinkName == link.RlinkName })
+		if i < 0 {
+			out = append(out, v1alpha1.RlinkStatus{RlinkName: link.RlinkName})
+			continue
+		}
+		out = append(out, former[i])
+	}
+	for _, s := range former {
+		if !slices.ContainsFunc(rep.Spec.Rlinks, func(link v1alpha1.Rlink) bool { return link.RlinkName == s.RlinkName }) {
+			out = append(out, s)
 		}
 	}
-	if v.rlink.Schedule != "" {
-		if _, err := schedule.Parse(v.rlink.Schedule); err != nil {
-			note(reasonScheduleInvalid, "spec.rlinks[%s].%v", v.rlink.RlinkName, err)
+	rep.Status.Rlinks = out
+}
+
+// chooseLead puts the link first that a replica is received through. Only a target with several links asks its peers for it; a side
+// that was a target keeps what it chose then.
+func (r *Reconciler) chooseLead(ctx context.Context, s *sight) error {
+	former := cycle.Receipt{}
+	if chosen := s.rep.Status.Receiving; chosen != nil {
+		former = cycle.Receipt{Rlink: chosen.RlinkName, Epoch: chosen.Epoch}
+	}
+	lead := former.Rlink
+	if s.rep.Spec.Role == v1alpha1.RoleTarget {
+		givers := make([]cycle.Giver, len(s.links))
+		for i, v := range s.links {
+			givers[i].Rlink = v.rlink.RlinkName
 		}
+		if len(s.links) > 1 {
+			r.observePeers(ctx, s.links)
+			for i, v := range s.links {
+				givers[i].Peer = v.peer
+			}
+		}
+		chosen := cycle.Receiving(givers, former, s.rep.Status.Epoch)
+		lead = chosen.Rlink
+		s.rep.Status.Receiving = &v1alpha1.ReceivingStatus{RlinkName: chosen.Rlink, Epoch: chosen.Epoch}
 	}
-	if err := r.observePair(ctx, v, note); err != nil {
-		return err
+	if i := slices.IndexFunc(s.links, func(v *view) bool { return v.rlink.RlinkName == lead }); i > 0 {
+		v := s.links[i]
+		s.links = slices.Insert(slices.Delete(s.links, i, i+1), 0, v)
 	}
-	group, err := r.group(ctx, v.rep)
-	switch {
-	case err != nil:
-		return err
-	case group == nil:
-		note(reasonGroupMissing, "PVCGroup %s/%s does not exist: create it; spec.pvcGroupName names it", v.rep.Namespace, v.rep.Spec.PVCGroupName)
-		return nil
+	s.links[0].lead = true
+	return nil
+}
+
+// observeCommon reads group, claims and what Lifeboat made.
+func (r *Reconciler) observeCommon(ctx context.Context, rep *v1alpha1.Replication) (*common, error) {
+	c := &common{}
+	if err := r.observeMade(ctx, rep, c); err != nil {
+		return nil, err
 	}
-	v.members, err = snapshot.Members(ctx, r.Live, group)
-	var selector *snapshot.SelectorError
-	if errors.As(err, &selector) {
-		note(snapshot.FaultSelector, "%v", err)
-		return nil
+	var err error
+	if c.group, err = r.group(ctx, rep); err != nil || c.group == nil {
+		return c, err
+	}
+	c.members, err = snapshot.Members(ctx, r.Live, c.group)
+	if errors.As(err, &c.selector) {
+		return c, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if fault := snapshot.Check(group, v.members, v.rep.Spec.Role == v1alpha1.RoleSource || v.retain() > 0); fault != nil {
-		note(fault.Reason, "%s", fault.Message)
-	}
-	if message := mapFault(v); message != "" {
-		note(reasonPVCMapInvalid, "%s", message)
-	}
-	return r.observeOthers(ctx, v, note)
+	c.shared, err = r.observeOthers(ctx, rep, c.members)
+	return c, err
 }
 
-func (r *Reconciler) observePair(ctx context.Context, v *view, note func(reason, format string, args ...any)) error {
+// take gives a view what is its link's of what Lifeboat made. Replica and recovery points are the leading link's, whichever link
+// they were made through.
+func (v *view) take(c *common) {
+	v.members = c.members
+	mine := func(labels map[string]string) bool { return labels[v1alpha1.LabelRlink] == v.rlink.RlinkName }
+	for _, s := range c.snapshots {
+		if s.Purpose == snapshot.ForSession && s.Rlink == v.rlink.RlinkName || s.Purpose != snapshot.ForSession && v.lead {
+			v.snapshots = append(v.snapshots, s)
+		}
+	}
+	for _, claim := range c.claims {
+		clone := claim.Labels[v1alpha1.LabelComponent] == componentClone
+		if clone && mine(claim.Labels) || !clone && v.lead {
+			v.claims = append(v.claims, claim)
+		}
+	}
+	for _, job := range c.jobs {
+		if mine(job.Labels) {
+			v.jobs = append(v.jobs, job)
+		}
+	}
+	for _, pod := range c.pods {
+		if mine(pod.Labels) {
+			v.pods = append(v.pods, pod)
+		}
+	}
+}
+
+// note keeps the first thing a person must mend.
+func (v *view) note(reason, format string, args ...any) {
+	if v.problem == nil {
+		v.problem = &cycle.Problem{Reason: reason, Message: fmt.Sprintf(format, args...)}
+	}
+}
+
+// judge notes what is wrong with the link, then with what all links share.
+func (v *view) judge(c *common) {
+	if v.rlink.Schedule != "" {
+		if _, err := schedule.Parse(v.rlink.Schedule); err != nil {
+			v.note(reasonScheduleInvalid, "spec.rlinks[%s].%v", v.rlink.RlinkName, err)
+		}
+	}
+	if v.trouble != nil {
+		v.note(v.trouble.Reason, "%s", v.trouble.Message)
+	}
+	switch {
+	case c.group == nil:
+		v.note(reasonGroupMissing, "PVCGroup %s/%s does not exist: create it; spec.pvcGroupName names it", v.rep.Namespace, v.rep.Spec.PVCGroupName)
+		return
+	case c.selector != nil:
+		v.note(snapshot.FaultSelector, "%v", c.selector)
+		return
+	}
+	if fault := snapshot.Check(c.group, v.members, v.rep.Spec.Role == v1alpha1.RoleSource || v.retain() > 0); fault != nil {
+		v.note(fault.Reason, "%s", fault.Message)
+	}
+	if message := mapFault(v); message != "" {
+		v.note(reasonPVCMapInvalid, "%s", message)
+	}
+	if c.shared != nil {
+		v.note(c.shared.Reason, "%s", c.shared.Message)
+	}
+}
+
+func (r *Reconciler) observePair(ctx context.Context, v *view) error {
+	note := func(reason, format string, args ...any) {
+		v.trouble = &cycle.Problem{Reason: reason, Message: fmt.Sprintf(format, args...)}
+	}
 	var pair v1alpha1.ClusterPair
 	err := r.Live.Get(ctx, client.ObjectKey{Name: v.rlink.ClusterPair}, &pair)
 	switch {
@@ -239,27 +389,28 @@ func mapFault(v *view) string {
 }
 
 // observeOthers finds claims that another Replication of the namespace carries too. The older Replication keeps them.
-func (r *Reconciler) observeOthers(ctx context.Context, v *view, note func(reason, format string, args ...any)) error {
+func (r *Reconciler) observeOthers(ctx context.Context, rep *v1alpha1.Replication, members []snapshot.Member) (*cycle.Problem, error) {
 	var all v1alpha1.ReplicationList
-	if err := r.Live.List(ctx, &all, client.InNamespace(v.rep.Namespace)); err != nil {
-		return fmt.Errorf("list replications of namespace %s: %w", v.rep.Namespace, err)
+	if err := r.Live.List(ctx, &all, client.InNamespace(rep.Namespace)); err != nil {
+		return nil, fmt.Errorf("list replications of namespace %s: %w", rep.Namespace, err)
 	}
 	mine := map[string]bool{}
-	for _, m := range v.members {
+	for _, m := range members {
 		mine[m.Name] = true
 	}
 	for i := range all.Items {
 		other := &all.Items[i]
-		if other.Name == v.rep.Name || !older(other, v.rep) {
+		if other.Name == rep.Name || !older(other, rep) {
 			continue
 		}
 		for _, claim := range other.Status.Claims {
 			if mine[claim] {
-				note(reasonClaimInTwoGroups, "claim %s/%s is replicated by Replication %s (PVCGroup %s) already: take it out of one of the groups", v.rep.Namespace, claim, other.Name, other.Spec.PVCGroupName)
+				return &cycle.Problem{Reason: reasonClaimInTwoGroups, Message: fmt.Sprintf("claim %s/%s is replicated by Replication %s (PVCGroup %s) already: take it out of one of the groups",
+					rep.Namespace, claim, other.Name, other.Spec.PVCGroupName)}, nil
 			}
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 func older(a, b *v1alpha1.Replication) bool {
@@ -270,40 +421,72 @@ func older(a, b *v1alpha1.Replication) bool {
 }
 
 // observeMade reads what Lifeboat made for this Replication.
-func (r *Reconciler) observeMade(ctx context.Context, v *view) error {
+func (r *Reconciler) observeMade(ctx context.Context, rep *v1alpha1.Replication, c *common) error {
+	key := client.ObjectKeyFromObject(rep)
 	var err error
-	if v.snapshots, err = snapshot.List(ctx, r.Live, v.key()); err != nil {
+	if c.snapshots, err = snapshot.List(ctx, r.Live, key); err != nil {
 		return err
 	}
-	mine := []client.ListOption{client.InNamespace(v.rep.Namespace),
-		client.MatchingLabels{v1alpha1.LabelManagedBy: v1alpha1.ManagedByLifeboat, v1alpha1.LabelReplication: v.rep.Name}}
+	mine := []client.ListOption{client.InNamespace(rep.Namespace),
+		client.MatchingLabels{v1alpha1.LabelManagedBy: v1alpha1.ManagedByLifeboat, v1alpha1.LabelReplication: rep.Name}}
 	var claims corev1.PersistentVolumeClaimList
 	var jobs batchv1.JobList
 	var pods corev1.PodList
 	for _, list := range []client.ObjectList{&claims, &jobs, &pods} {
 		if err := r.Live.List(ctx, list, mine...); err != nil {
-			return fmt.Errorf("list what serves replication %s: %w", v.key(), err)
+			return fmt.Errorf("list what serves replication %s: %w", key, err)
 		}
 	}
-	v.claims, v.jobs, v.pods = claims.Items, jobs.Items, pods.Items
+	c.claims, c.jobs, c.pods = claims.Items, jobs.Items, pods.Items
 	return nil
 }
 
-// observeSource fills what NextSource asks for.
-func (r *Reconciler) observeSource(ctx context.Context, v *view) error {
+// observeSources fills what NextSources asks for. Peers are asked last and together, so that one that does not answer holds up no
+// link but its own.
+func (r *Reconciler) observeSources(ctx context.Context, s *sight) error {
+	moving, err := r.moving(ctx, s.rep)
+	if err != nil {
+		return err
+	}
+	var ask []*view
+	for _, v := range s.links {
+		if err := r.observeSource(ctx, v, moving); err != nil {
+			return err
+		}
+	}
+	if lead := s.lead(); lead.inForce().Role != v1alpha1.RoleSource {
+		if err := r.observeReplica(ctx, s); err != nil {
+			return err
+		}
+		lead.source.Replica = lead.replica.seen
+	}
+	// Peers are asked only when a session could start, or when a replica is about to be promoted: nothing else depends on them.
+	replica := s.lead().source.Replica
+	promoting := s.lead().inForce().Role == v1alpha1.RoleTarget && replica.Spool != cycle.Absent && !replica.Sealed
+	for _, v := range s.links {
+		c := v.source
+		if promoting || c.InForce == c.Wanted && c.Session == nil && !c.Suspended && c.Problem == nil {
+			ask = append(ask, v)
+		}
+	}
+	r.observePeers(ctx, ask)
+	for _, v := range ask {
+		v.source.Peer = v.peer
+	}
+	return nil
+}
+
+func (r *Reconciler) observeSource(ctx context.Context, v *view, moving bool) error {
 	s := &cycle.Source{
-		Now: v.now, Wanted: v.wanted(), InForce: v.inForce(), Suspended: v.rlink.SuspendReplication, TriggerNow: v.rep.Spec.TriggerNow,
+		Rlink: v.rlink.RlinkName, Now: v.now, Wanted: v.wanted(), InForce: v.inForce(), Suspended: v.rlink.SuspendReplication, Moving: moving, TriggerNow: v.rep.Spec.TriggerNow,
 		Problem: v.problem, Create: v.rlink.PeerObjects != v1alpha1.PeerObjectsManual,
 		Last: ended(v.status.LastSession), Failures: failures(v.status), Recovery: recovery(v.status.RecoveryPoint),
 	}
 	v.source = s
 	s.Scheduled, s.Look = look(v)
-	var err error
-	if s.Moving, err = r.moving(ctx, v); err != nil {
-		return err
-	}
 	r.observeSession(ctx, v)
 	s.Session, s.Snapshots = session(v.status.Session), sessionSnapshots(v)
+	var err error
 	if s.Clones, s.Trouble, err = r.clones(ctx, v); err != nil {
 		return err
 	}
@@ -318,29 +501,18 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view) error {
 		s.Mover.Ending = v.status.Session.Percent >= 50
 	}
 	s.Stale = stale(v)
-	if s.InForce.Role != v1alpha1.RoleSource {
-		if err := r.observeReplica(ctx, v); err != nil {
-			return err
-		}
-		s.Replica = v.replica.seen
-	}
-	// Peers are asked only when a session could start, or when a replica is about to be promoted: nothing else depends on them.
-	promoting := s.InForce.Role == v1alpha1.RoleTarget && s.Replica.Spool != cycle.Absent && !s.Replica.Sealed
-	if promoting || s.InForce == s.Wanted && s.Session == nil && !s.Suspended && s.Problem == nil {
-		s.Peer = r.observePeer(ctx, v)
-	}
 	return nil
 }
 
 // moving reports whether a plan of this Replication has the application offline for a move that can still be undone.
-func (r *Reconciler) moving(ctx context.Context, v *view) (bool, error) {
+func (r *Reconciler) moving(ctx context.Context, rep *v1alpha1.Replication) (bool, error) {
 	var plans v1alpha1.DisasterRecoveryPlanList
-	if err := r.Live.List(ctx, &plans, client.InNamespace(v.rep.Namespace)); err != nil {
-		return false, fmt.Errorf("list plans of replication %s: %w", v.key(), err)
+	if err := r.Live.List(ctx, &plans, client.InNamespace(rep.Namespace)); err != nil {
+		return false, fmt.Errorf("list plans of replication %s/%s: %w", rep.Namespace, rep.Name, err)
 	}
 	for i := range plans.Items {
 		p := &plans.Items[i]
-		if o := p.Status.Operation; p.Spec.DataReplicationPointer == v.rep.Name && o != nil && o.From == r.Cluster {
+		if o := p.Status.Operation; p.Spec.DataReplicationPointer == rep.Name && o != nil && o.From == r.Cluster {
 			switch o.Step {
 			case v1alpha1.StepOffline, v1alpha1.StepFinalSync, v1alpha1.StepHandover:
 				return true, nil
@@ -350,22 +522,35 @@ func (r *Reconciler) moving(ctx context.Context, v *view) (bool, error) {
 	return false, nil
 }
 
-// observeTarget fills what NextTarget asks for.
-func (r *Reconciler) observeTarget(ctx context.Context, v *view) error {
-	s := &cycle.Target{Now: v.now, Wanted: v.wanted(), InForce: v.inForce(), Problem: v.problem, Retain: v.retain(), Recorded: recovery(v.status.RecoveryPoint)}
-	v.target = s
-	s.Session = session(v.status.Session)
-	s.Mover, v.report = judgeMover(v)
-	s.Leftover = leftover(v)
-	var err error
-	if s.Users, err = r.users(ctx, v); err != nil {
+// observeTargets fills what NextTargets asks for.
+func (r *Reconciler) observeTargets(ctx context.Context, all *sight) error {
+	for _, v := range all.links {
+		v.target = &cycle.Target{Rlink: v.rlink.RlinkName, Now: v.now, Wanted: v.wanted(), InForce: v.inForce(), Problem: v.problem, Retain: v.retain(),
+			Recorded: recovery(v.status.RecoveryPoint), Session: session(v.status.Session), Leftover: leftover(v)}
+		v.target.Mover, v.report = judgeMover(v)
+	}
+	v := all.lead()
+	s := v.target
+	for _, gone := range all.gone {
+		s.Leftover = append(s.Leftover, leftover(gone)...)
+	}
+	users, err := r.users(ctx, v)
+	if err != nil {
 		return err
+	}
+	var attached []string
+	if s.InForce.Role != v1alpha1.RoleTarget {
+		if attached, err = r.attached(ctx, v); err != nil {
+			return err
+		}
+	}
+	for _, link := range all.links {
+		link.target.Users, link.target.Attached = users, attached
 	}
 	if s.InForce.Role != v1alpha1.RoleTarget {
-		s.Attached, err = r.attached(ctx, v)
-		return err
+		return nil
 	}
-	if err := r.observeReplica(ctx, v); err != nil {
+	if err := r.observeReplica(ctx, all); err != nil {
 		return err
 	}
 	s.Replica = v.replica.seen
@@ -658,6 +843,12 @@ func (r *Reconciler) attached(ctx context.Context, v *view) ([]string, error) {
 	return nodes, nil
 }
 
+// linkKey names one link of one Replication.
+type linkKey struct {
+	replication types.NamespacedName
+	rlink       string
+}
+
 // preparation is what the peer said when it was last asked to prepare. It only saves calls; nothing is decided by its being
 // there after a restart.
 type preparation struct {
@@ -669,25 +860,78 @@ type preparation struct {
 // prepareEvery is how often a peer that is not ready is asked again.
 const prepareEvery = 5 * time.Second
 
-func (r *Reconciler) lastPreparation(key types.NamespacedName) preparation {
+func (v *view) linkKey() linkKey { return linkKey{v.key(), v.rlink.RlinkName} }
+
+func (r *Reconciler) lastPreparation(key linkKey) preparation {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.prepared[key]
 }
 
-func (r *Reconciler) notePreparation(key types.NamespacedName, p preparation) {
+func (r *Reconciler) notePreparation(key linkKey, p preparation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.prepared == nil {
-		r.prepared = map[types.NamespacedName]preparation{}
+		r.prepared = map[linkKey]preparation{}
 	}
 	r.prepared[key] = p
 }
 
-func (r *Reconciler) forget(key types.NamespacedName) {
+func (r *Reconciler) forget(key linkKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.prepared, key)
+	delete(r.silent, key)
+}
+
+const (
+	// answerWithin is how long a peer is waited for where other links wait too.
+	answerWithin = 2 * time.Second
+	// silence is how long a peer that took longer is not asked again, so that it takes little of the others' time.
+	silence = 8 * time.Second
+)
+
+// observePeers asks the peers of all given links at once. Where there are several, none is waited for longer than answerWithin: what has
+// not answered by then is not known in this look.
+func (r *Reconciler) observePeers(ctx context.Context, links []*view) {
+	if len(links) == 0 {
+		return
+	}
+	if len(links[0].rep.Spec.Rlinks) == 1 {
+		links[0].peer = r.observePeer(ctx, links[0])
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, v := range links {
+		if until := r.silentUntil(v.linkKey()); v.now.Before(until) {
+			v.peer = cycle.Peer{Name: v.peerCluster(), Link: r.Peers.State(v.rlink.ClusterPair).Link, Trouble: "it takes long to answer; it is asked again in a moment"}
+			continue
+		}
+		all.Go(func() {
+			v.peer = r.observePeer(ctx, v)
+			if ctx.Err() != nil && !v.peer.Asked {
+				r.fellSilent(v.linkKey(), v.now.Add(silence))
+			}
+		})
+	}
+	all.Wait()
+}
+
+func (r *Reconciler) silentUntil(key linkKey) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.silent[key]
+}
+
+func (r *Reconciler) fellSilent(key linkKey, until time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.silent == nil {
+		r.silent = map[linkKey]time.Time{}
+	}
+	r.silent[key] = until
 }
 
 // observePeer asks the other side. What it does not answer is not known, and never taken for absent.
@@ -716,7 +960,7 @@ func (r *Reconciler) observePeer(ctx context.Context, v *view) cycle.Peer {
 		return p
 	}
 	p.Asked = true
-	last := r.lastPreparation(v.key())
+	last := r.lastPreparation(v.linkKey())
 	p.Prepared, p.Declined, p.PrepareDue = last.message, last.declined, v.now.Sub(last.at) >= prepareEvery
 	if there == nil {
 		return p

@@ -36,10 +36,16 @@ type replica struct {
 	// wanted is the configuration the receiver should run with, digest names it.
 	wanted engine.TargetConfig
 	digest string
+	// strays are links that have something of a receiver though the replica is not received through them.
+	strays []*view
 }
 
 // observeReplica reads pair, spool, receiver and what the receiver says.
-func (r *Reconciler) observeReplica(ctx context.Context, v *view) error {
+func (r *Reconciler) observeReplica(ctx context.Context, all *sight) error {
+	v := all.lead()
+	if err := r.observeStrays(ctx, all); err != nil {
+		return err
+	}
 	v.replica.volumes = map[string]*corev1.PersistentVolume{}
 	for _, m := range v.members {
 		var volume corev1.PersistentVolume
@@ -82,6 +88,38 @@ func (r *Reconciler) observeReplica(ctx context.Context, v *view) error {
 		} else {
 			v.state = &state
 			s.State = received(&state)
+		}
+	}
+	return nil
+}
+
+// observeStrays finds what other links have of a receiver.
+func (r *Reconciler) observeStrays(ctx context.Context, all *sight) error {
+	lead := all.lead()
+	for _, v := range append(slices.Clone(all.links[1:]), all.gone...) {
+		name := client.ObjectKey{Namespace: v.rep.Namespace, Name: v.names.receiver()}
+		var err error
+		if v.replica.deployment, err = lookFor(ctx, r.Live, name, &appsv1.Deployment{}); err != nil {
+			return err
+		}
+		if v.replica.service, err = lookFor(ctx, r.Live, name, &corev1.Service{}); err != nil {
+			return err
+		}
+		var found []string
+		if v.replica.deployment != nil {
+			found = append(found, "Deployment "+name.Name)
+		}
+		if v.replica.service != nil {
+			found = append(found, "Service "+name.Name)
+		}
+		for _, pod := range v.pods {
+			if pod.Labels[v1alpha1.LabelComponent] == v1alpha1.ComponentReceiver {
+				found = append(found, "Pod "+pod.Name)
+			}
+		}
+		if len(found) > 0 {
+			lead.replica.strays = append(lead.replica.strays, v)
+			lead.replica.seen.Strays = append(lead.replica.seen.Strays, found...)
 		}
 	}
 	return nil

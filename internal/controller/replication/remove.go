@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -24,34 +25,43 @@ func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (tim
 	if !controllerutil.ContainsFinalizer(rep, finalizer) {
 		return 0, nil
 	}
-	v := &view{now: r.Now().UTC(), rep: rep, rlink: rep.Spec.Rlinks[0]}
-	v.names = names{rep.Namespace, rep.Name, v.rlink.RlinkName}
-	v.status = linkStatus(&rep.Status, v.rlink.RlinkName)
-	if err := r.observeMade(ctx, v); err != nil {
+	c := &common{}
+	if err := r.observeMade(ctx, rep, c); err != nil {
 		return 0, err
 	}
 	// Members are read for the names of their replica volumes alone; a group that is gone leaves those of the claims.
 	if group, err := r.group(ctx, rep); err == nil && group != nil {
-		if v.members, err = snapshot.Members(ctx, r.Live, group); err != nil {
-			v.members = nil
+		if c.members, err = snapshot.Members(ctx, r.Live, group); err != nil {
+			c.members = nil
 		}
+	}
+	s := r.views(rep)
+	v := s.lead()
+	v.lead = true
+	all := append(slices.Clone(s.links), s.gone...)
+	for _, link := range all {
+		link.take(c)
 	}
 	for _, name := range rep.Status.Claims {
 		if v.member(name) == nil {
 			v.members = append(v.members, snapshot.Member{Name: name})
 		}
 	}
-	if err := r.removeAll(ctx, v); err != nil {
-		return 0, err
+	for _, link := range all {
+		if err := r.removeAll(ctx, link, retained(rep)); err != nil {
+			return 0, err
+		}
 	}
-	left, err := r.left(ctx, v)
+	left, err := r.left(ctx, v, retained(rep))
 	if err != nil {
 		return 0, err
 	}
 	if left && v.now.Sub(rep.DeletionTimestamp.Time) < deletionPatience {
 		return cycle.Quick, nil
 	}
-	r.forget(v.key())
+	for _, link := range all {
+		r.forget(link.linkKey())
+	}
 	controllerutil.RemoveFinalizer(rep, finalizer)
 	if err := r.Client.Update(ctx, rep); client.IgnoreNotFound(err) != nil {
 		return 0, fmt.Errorf("let replication %s go: %w", v.key(), err)
@@ -59,8 +69,13 @@ func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (tim
 	return time.Hour, nil
 }
 
-// removeAll asks for everything to be removed. Order: what writes first, then what it writes through, then what it kept.
-func (r *Reconciler) removeAll(ctx context.Context, v *view) error {
+// retained tells whether the recovery points stay. They are the replica's, whichever link brought them: one link that says so is enough.
+func retained(rep *v1alpha1.Replication) bool {
+	return slices.ContainsFunc(rep.Spec.Rlinks, func(link v1alpha1.Rlink) bool { return link.RetainSnapshotsOnDeletion })
+}
+
+// removeAll asks for everything of a link to be removed. Order: what writes first, then what it writes through, then what it kept.
+func (r *Reconciler) removeAll(ctx context.Context, v *view, retained bool) error {
 	var err error
 	if v.replica.deployment, err = lookFor(ctx, r.Live, client.ObjectKey{Namespace: v.rep.Namespace, Name: v.names.receiver()}, &appsv1.Deployment{}); err != nil {
 		return err
@@ -74,12 +89,14 @@ func (r *Reconciler) removeAll(ctx context.Context, v *view) error {
 			errs = append(errs, r.delete(ctx, &corev1.Pod{}, v.rep.Namespace, pod.Name))
 		}
 	}
-	errs = append(errs, r.removePair(ctx, v))
+	if v.lead {
+		errs = append(errs, r.removePair(ctx, v))
+	}
 	for _, claim := range v.claims {
 		errs = append(errs, r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, claim.Name))
 	}
 	for _, s := range v.snapshots {
-		if s.Purpose == snapshot.ForSession || !v.rlink.RetainSnapshotsOnDeletion {
+		if s.Purpose == snapshot.ForSession || !retained {
 			errs = append(errs, snapshot.Delete(ctx, r.Client, v.rep.Namespace, s.Name))
 		}
 	}
@@ -91,13 +108,13 @@ func (r *Reconciler) removeAll(ctx context.Context, v *view) error {
 }
 
 // left reports whether anything that was to be removed is still there.
-func (r *Reconciler) left(ctx context.Context, v *view) (bool, error) {
-	again := &view{rep: v.rep}
-	if err := r.observeMade(ctx, again); err != nil {
+func (r *Reconciler) left(ctx context.Context, v *view, retained bool) (bool, error) {
+	again := &common{}
+	if err := r.observeMade(ctx, v.rep, again); err != nil {
 		return false, err
 	}
 	for _, s := range again.snapshots {
-		if s.Purpose == snapshot.ForSession || !v.rlink.RetainSnapshotsOnDeletion {
+		if s.Purpose == snapshot.ForSession || !retained {
 			return true, nil
 		}
 	}

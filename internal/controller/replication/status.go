@@ -33,25 +33,55 @@ const (
 )
 
 // tell writes what was seen, decided and done into the status. What is remembered changes only when the step went through.
-func (r *Reconciler) tell(v *view, d cycle.Decision, acted error) {
-	status := &v.rep.Status
-	if acted == nil {
-		r.remember(v, d)
+func (r *Reconciler) tell(seen *sight, next []cycle.Decision, acted []error) {
+	status, lead := &seen.rep.Status, seen.lead()
+	for i, v := range seen.links {
+		if acted[i] == nil {
+			r.remember(v, next[i])
+		}
 	}
-	status.ObservedGeneration = v.rep.Generation
-	status.Phase = d.Phase
+	status.ObservedGeneration = seen.rep.Generation
+	status.Phase = phase(next)
 	// A session's members stay while it runs, and a group that cannot be read right now has not become empty.
-	if len(v.members) > 0 {
-		status.Claims = v.memberNames()
+	if len(lead.members) > 0 {
+		status.Claims = lead.memberNames()
 	}
-	status.PrimaryCluster = r.primary(v)
-	v.status.WaitingFor = waitingFor(d)
-	v.status.ReceiverReady = receiverReady(v, d)
-	v.status.Objects = objects(v)
-	tellPoints(v)
-	tellSchedule(v, d)
-	tellProgress(v, d)
-	tellConditions(v, d, acted)
+	status.PrimaryCluster = r.primary(lead)
+	for i, v := range seen.links {
+		d := next[i]
+		v.status.Phase = d.Phase
+		v.status.WaitingFor = waitingFor(d)
+		v.status.ReceiverReady = receiverReady(v, d)
+		v.status.Objects = objects(v)
+		tellPoints(v)
+		tellSchedule(v, d)
+		tellProgress(v, d)
+	}
+	tellGone(seen)
+	tellConditions(seen, next, acted)
+}
+
+// phase is the one of the links' that most needs to be seen: first what a person must mend, last what is at rest.
+func phase(next []cycle.Decision) string {
+	for _, word := range []string{cycle.Failed, cycle.Waiting, cycle.Demoting, cycle.Promoting, cycle.Preparing, cycle.Running, cycle.Idle} {
+		if slices.ContainsFunc(next, func(d cycle.Decision) bool { return d.Phase == word }) {
+			return word
+		}
+	}
+	return next[0].Phase
+}
+
+// tellGone drops the status of links that are not in the spec any more once nothing of them is left.
+func tellGone(seen *sight) {
+	for _, v := range seen.gone {
+		v.status.Session, v.status.WaitingFor, v.status.Objects = nil, "being removed: it is not in spec.rlinks any more", objects(v)
+	}
+	clean := func(s v1alpha1.RlinkStatus) bool {
+		return slices.ContainsFunc(seen.gone, func(v *view) bool {
+			return v.status.RlinkName == s.RlinkName && len(leftover(v)) == 0 && len(v.pods) == 0 && v.replica.deployment == nil && v.replica.service == nil
+		})
+	}
+	seen.rep.Status.Rlinks = slices.DeleteFunc(slices.Clone(seen.rep.Status.Rlinks), clean)
 }
 
 // remember changes what the next look builds on.
@@ -65,7 +95,7 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 		if v.target != nil {
 			v.status.BasePoint, v.status.NextRun = "", nil
 		}
-		r.forget(v.key())
+		r.forget(v.linkKey())
 	case cycle.StartSession:
 		v.status.Session = &v1alpha1.SessionStatus{
 			Point: v.point, Trigger: d.Trigger, TriggerNow: v.rep.Spec.TriggerNow, Claims: v.memberNames(),
@@ -152,7 +182,7 @@ func point(p cycle.Recovery, snapshots []string) *v1alpha1.RecoveryPoint {
 
 // tellPoints lists the points that are kept as snapshots here, newest first.
 func tellPoints(v *view) {
-	if v.target == nil {
+	if v.target == nil || !v.lead {
 		return
 	}
 	known := map[string]v1alpha1.RecoveryPoint{}
@@ -204,7 +234,7 @@ func waitingFor(d cycle.Decision) string {
 
 // receiverReady is what lets the source begin: the receiver takes sessions, and nothing it committed is still to be recorded.
 func receiverReady(v *view, d cycle.Decision) bool {
-	if v.target == nil || v.rep.Status.Role != v1alpha1.RoleTarget || v.inForce() != v.wanted() {
+	if v.target == nil || !v.lead || v.rep.Status.Role != v1alpha1.RoleTarget || v.inForce() != v.wanted() {
 		return false
 	}
 	settled := d.Step == cycle.Rest || d.Step == cycle.DropRecoveryPoints
@@ -275,30 +305,48 @@ func sessionPhase(v *view, d cycle.Decision) string {
 	return "Starting"
 }
 
-func tellConditions(v *view, d cycle.Decision, acted error) {
+func tellConditions(seen *sight, next []cycle.Decision, acted []error) {
+	rep := seen.rep
 	set := func(kind string, status metav1.ConditionStatus, reason, message string) {
-		condition.Set(&v.rep.Status.Conditions, v.rep.Generation, kind, status, reason, message)
+		condition.Set(&rep.Status.Conditions, rep.Generation, kind, status, reason, message)
 	}
-	ready := metav1.ConditionFalse
-	if d.Ready {
-		ready = metav1.ConditionTrue
+	// The first link that is not well speaks for all, by name where there are several.
+	worst := func(of func(i int, v *view) (metav1.ConditionStatus, string, string)) (metav1.ConditionStatus, string, string) {
+		for i, v := range seen.links {
+			if status, reason, message := of(i, v); status != metav1.ConditionTrue {
+				if len(seen.links) > 1 {
+					message = "link " + v.rlink.RlinkName + ": " + message
+				}
+				return status, reason, message
+			}
+		}
+		return of(0, seen.lead())
 	}
-	switch {
-	case acted != nil:
-		set(v1alpha1.ConditionReady, metav1.ConditionFalse, reasonActFailed, acted.Error())
-	// A running session does not hide what stands in the way of the next.
-	case v.problem != nil:
-		set(v1alpha1.ConditionReady, metav1.ConditionFalse, v.problem.Reason, v.problem.Message)
-	default:
-		set(v1alpha1.ConditionReady, ready, d.Reason, d.Message)
-	}
-	status, reason, message := replicated(v)
+	status, reason, message := worst(func(i int, v *view) (metav1.ConditionStatus, string, string) { return ready(v, next[i], acted[i]) })
+	set(v1alpha1.ConditionReady, status, reason, message)
+	status, reason, message = worst(func(_ int, v *view) (metav1.ConditionStatus, string, string) { return replicated(v) })
 	set(v1alpha1.ConditionReplicated, status, reason, message)
-	status, reason, message = promoted(v, d)
+	status, reason, message = promoted(seen.lead(), next[0])
 	set(v1alpha1.ConditionPromoted, status, reason, message)
 }
 
+func ready(v *view, d cycle.Decision, acted error) (metav1.ConditionStatus, string, string) {
+	switch {
+	case acted != nil:
+		return metav1.ConditionFalse, reasonActFailed, acted.Error()
+	// A running session does not hide what stands in the way of the next.
+	case v.problem != nil:
+		return metav1.ConditionFalse, v.problem.Reason, v.problem.Message
+	case d.Ready:
+		return metav1.ConditionTrue, d.Reason, d.Message
+	}
+	return metav1.ConditionFalse, d.Reason, d.Message
+}
+
 func replicated(v *view) (metav1.ConditionStatus, string, string) {
+	if v.target != nil && !v.lead && v.rep.Status.Role == v1alpha1.RoleTarget {
+		return metav1.ConditionTrue, cycle.ReasonNotReceiving, "the replica is received through another link"
+	}
 	p := v.status.RecoveryPoint
 	last := v.status.LastSession
 	failed := v.rep.Status.Role == v1alpha1.RoleSource && last != nil && last.Result == resultFailed
