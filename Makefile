@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help build generate test lint e2e demo bench clusters-up clusters-down images
+.PHONY: help build generate test lint e2e soak demo bench clusters-up clusters-down images
 
 export CGO_ENABLED := 0
 export GOFLAGS := -buildvcs=false -trimpath
@@ -30,6 +30,9 @@ lint: bin/lint ## find bugs; no opinion on shape
 
 e2e: images ## every story on the two clusters (tens of minutes)
 	@hack/e2e.sh
+
+soak: images ## two hours of faults, every recovery point restored and checked (LIFEBOAT_SOAK=10m for less)
+	@hack/e2e.sh soak
 
 demo: images ## watch a database move to another cluster and home (KEEP=1 leaves the clusters running)
 	@hack/demo.sh
