@@ -5,6 +5,7 @@
 package apiserver
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ import (
 type Servers struct {
 	mu      sync.Mutex
 	running map[string]*envtest.Environment
+	failed  map[string]error
 }
 
 // Main runs the tests of a package and ends the servers they started.
@@ -52,6 +54,9 @@ func (s *Servers) Config(t testing.TB, name string) *rest.Config {
 	if server, is := s.running[name]; is {
 		return unlimited(server.Config)
 	}
+	if err, is := s.failed[name]; is {
+		t.Fatalf("start API server %s, as before: %v", name, err)
+	}
 	crds, err := findCRDs()
 	if err != nil {
 		t.Fatal(err)
@@ -62,6 +67,12 @@ func (s *Servers) Config(t testing.TB, name string) *rest.Config {
 	}
 	config, err := server.Start()
 	if err != nil {
+		// It may run already and have refused a kind: it is ended here, and not started again by every other test.
+		err = errors.Join(err, server.Stop())
+		if s.failed == nil {
+			s.failed = map[string]error{}
+		}
+		s.failed[name] = err
 		t.Fatalf("start API server %s: %v", name, err)
 	}
 	if s.running == nil {
