@@ -22,6 +22,11 @@ const (
 
 	// AnnotationVolume names the user's claim that a snapshot, clone or replica claim stands for.
 	AnnotationVolume = "lifeboat.dev/volume"
+	// AnnotationCreatedFor names the Replication that a source asked a claim to be made for.
+	AnnotationCreatedFor = "lifeboat.dev/created-for"
+	// AnnotationSourceSizes on a target's Replication tells how large the source's volumes are, as it said last: a JSON object of
+	// this side's claims and bytes. Claims grow to it.
+	AnnotationSourceSizes = "lifeboat.dev/source-sizes"
 	// AnnotationReplicas keeps the replica count of a workload that an operation scaled to zero.
 	AnnotationReplicas = "lifeboat.dev/replicas"
 	// AnnotationSuspended keeps the former spec.suspend of a CronJob that an operation suspended.

@@ -288,6 +288,14 @@ type ReceivingStatus struct {
 	Epoch int64 `json:"epoch,omitempty"`
 }
 
+// ClaimSize tells how large a claim's volume is.
+type ClaimSize struct {
+	// claim is a local claim of the group.
+	Claim string `json:"claim"`
+	// bytes is the exact size of its volume.
+	Bytes int64 `json:"bytes"`
+}
+
 // ReplicationStatus shows how far the copy is.
 type ReplicationStatus struct {
 	// role is the role that is in force, which follows spec.role once everything of the old role is gone.
@@ -302,6 +310,12 @@ type ReplicationStatus struct {
 	// claims are the local claims of the group; a target's claims must not be mounted by pods.
 	// +optional
 	Claims []string `json:"claims,omitempty"`
+	// sizes are those of the claims' volumes. No session starts while they differ from the peer's: a claim that grows on the
+	// source is grown on the target.
+	// +listType=map
+	// +listMapKey=claim
+	// +optional
+	Sizes []ClaimSize `json:"sizes,omitempty"`
 	// primaryCluster is the cluster that may write, as far as this side knows.
 	// +optional
 	PrimaryCluster string `json:"primaryCluster,omitempty"`

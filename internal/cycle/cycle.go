@@ -28,6 +28,8 @@ const (
 const (
 	// PreparePeer asks the peer to make what is missing there.
 	PreparePeer Step = "PreparePeer"
+	// GrowPeer tells the peer the sizes its claims shall grow to.
+	GrowPeer Step = "GrowPeer"
 	// StartSession saves the session's point before anything is made for it.
 	StartSession Step = "StartSession"
 	// TakeSnapshots cuts all members together.
@@ -74,6 +76,8 @@ const (
 	RecordPoint Step = "RecordPoint"
 	// RemoveStrays removes receivers of links that the replica is not received through.
 	RemoveStrays Step = "RemoveStrays"
+	// GrowClaims asks for the claims to be as large as the source's.
+	GrowClaims Step = "GrowClaims"
 	// DropRecoveryPoints removes what retention no longer keeps.
 	DropRecoveryPoints Step = "DropRecoveryPoints"
 )
@@ -151,6 +155,9 @@ const (
 	ReasonPeerEpochBehind      = "PeerEpochBehind"
 	ReasonStaleEpoch           = "StaleEpoch"
 	ReasonMembersDiffer        = "MembersDiffer"
+	ReasonSizesDiffer          = "SizesDiffer"
+	ReasonGrowing              = "Growing"
+	ReasonCannotGrow           = "CannotGrow"
 	ReasonPeerFinishing        = "PeerFinishing"
 	ReasonClaimsInUse          = "ClaimsInUse"
 	ReasonVolumesAttached      = "VolumesAttached"

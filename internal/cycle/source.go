@@ -61,6 +61,10 @@ type Peer struct {
 	WaitingFor    string
 	// Members is true when the peer's group has the same members as ours.
 	Members bool
+	// Sizes are the members that have another size there, as far as the peer tells sizes.
+	Sizes []Sizes
+	// Stuck is true when the peer says that somebody has to act there.
+	Stuck bool
 	// Lacks is true when the peer says that objects are missing there, Well that it can do its work.
 	Lacks, Well bool
 	// Quiet is true when the peer has seen its present spec and runs no session: wanted as target, it will start none.
@@ -78,7 +82,7 @@ type Peer struct {
 // Source is everything a side that is wanted as source sees of one of its links.
 type Source struct {
 	// Rlink names the link, for the messages of its siblings.
-	Rlink string
+	Rlink           string
 	Now             time.Time
 	Wanted, InForce Stand
 	Suspended       bool
@@ -346,7 +350,7 @@ func peerFirst(s Source) (d Decision, ok bool) {
 			return Decision{Step: PreparePeer, Phase: Preparing, Reason: ReasonPeerPreparing, Poll: Quick,
 				Message: fmt.Sprintf("asking cluster %s to prepare the replica", p.Name)}, false
 		case p.Declined != nil:
-			return wait(Failed, p.Declined.Reason, p.Declined.Message, Patient), false
+			return declined(p), false
 		case p.Prepared != "":
 			return wait(Preparing, ReasonPeerPreparing, fmt.Sprintf("cluster %s prepares the replica: %s", p.Name, p.Prepared), Steady), false
 		}
@@ -367,6 +371,11 @@ func peerFirst(s Source) (d Decision, ok bool) {
 		return prepare(ReasonMembersDiffer, fmt.Sprintf("the group in cluster %s has other members than this one", p.Name))
 	case p.Lacks:
 		return prepare(ReasonPeerPreparing, p.WaitingFor)
+	}
+	if d, ok := sameSizes(s); !ok {
+		return d, false
+	}
+	switch {
 	case p.InForce != p.Stand, !p.ReceiverReady && !p.Well:
 		waits := p.WaitingFor
 		if waits == "" {
@@ -375,6 +384,10 @@ func peerFirst(s Source) (d Decision, ok bool) {
 		return wait(Preparing, ReasonPeerPreparing, fmt.Sprintf("cluster %s prepares the replica: %s", p.Name, waits), Steady), false
 	}
 	return Decision{}, true
+}
+
+func declined(p Peer) Decision {
+	return wait(Failed, p.Declined.Reason, p.Declined.Message, Patient)
 }
 
 // begin starts a session when one is due and the target has finished with the former one.

@@ -54,7 +54,7 @@ func (r Replica) Exists() bool {
 // Target is everything a side that is wanted as target sees of one of its links.
 type Target struct {
 	// Rlink names the link, for the messages of its siblings.
-	Rlink string
+	Rlink           string
 	Now             time.Time
 	Wanted, InForce Stand
 	// Problem is what a person must mend before a replica can be kept.
@@ -63,6 +63,14 @@ type Target struct {
 	Users []string
 	// Attached names the nodes that the claims' volumes are attached to.
 	Attached []string
+	// Growth names the claims that are smaller than the source's. Misfit tells why what serves the replica does not fit the
+	// volumes any more, as when somebody grew a claim; empty when it does.
+	Growth []Growth
+	Misfit string
+	// SourceQuiet is true when the source said just now that it runs no session; otherwise SourceTrouble may tell why not. Both
+	// mean something only while claims grow.
+	SourceQuiet   bool
+	SourceTrouble string
 
 	// Session, Mover and Leftover are what is left of having been a source. Leftover names all Jobs, movers' pods, clones
 	// and snapshots of sessions, those that are on their way out included.
@@ -127,11 +135,17 @@ func nextTarget(s Target) Decision {
 		return spoiled(s)
 	}
 	if s.Replica.Sealed {
+		if s.resizing() {
+			return resized(dismantle(s.Replica, false, s.resizeMessage()))
+		}
 		// A promotion was begun and taken back. The claims may have been free for a moment: what the spool knows of them is not trusted.
 		return dismantle(s.Replica, false, "the promotion was taken back; the replica is set up anew")
 	}
 	if s.Problem != nil {
 		return wait(Failed, s.Problem.Reason, s.Problem.Message, Patient)
+	}
+	if s.resizing() {
+		return resize(s)
 	}
 	return keepReplica(s)
 }
@@ -173,11 +187,11 @@ func spoiled(s Target) Decision {
 }
 
 // Spoils reports that a step taken here means that the volumes hold the recorded point no more: pods have used them, or they are others
-// than before. A promotion that is taken back spoils nothing: the application was not let in.
+// than before. A promotion that is taken back spoils nothing: the application was not let in. Nor does growing.
 func (s Target) Spoils(d Decision) bool {
 	switch d.Step {
 	case CloseReceiver, RemoveReceiver, RemovePair, RemoveSpool:
-		return !s.Replica.Sealed
+		return !s.Replica.Sealed && d.Reason != ReasonGrowing
 	}
 	return false
 }

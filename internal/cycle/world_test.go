@@ -33,6 +33,7 @@ type snap struct {
 	ready   bool
 	content int
 	at      time.Time
+	size    int
 }
 
 // cluster is one side: what its API server keeps, its status, its volumes.
@@ -42,6 +43,7 @@ type cluster struct {
 	wanted  Stand
 	app     bool // pods of the application run
 	volumes [members]int
+	whole   [members]int // what the volumes held when they were last of one point, or the application's
 
 	// status
 	inForce  Stand
@@ -68,6 +70,11 @@ type cluster struct {
 	door      bool
 	committed *point // in the spool
 	applied   *point
+
+	// size is the volumes', wish what the peer last said its are, request what the claims ask for, fits what the pair was made for,
+	// carries the size each session's clones have.
+	size, wish, request, fits int
+	carries                   map[string]int
 }
 
 type world struct {
@@ -87,7 +94,7 @@ func newWorld(t *testing.T, crashAt int) *world {
 	w := &world{t: t, now: time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC), crashAt: crashAt}
 	make1 := func(name string, role v1alpha1.Role) *cluster {
 		return &cluster{name: name, wanted: Stand{role, 1}, saved: map[string]bool{}, snapshots: map[string]map[int]*snap{},
-			clones: map[string]map[int]int{}, jobs: map[string]string{}, kept: map[string]map[int]*snap{}}
+			clones: map[string]map[int]int{}, jobs: map[string]string{}, kept: map[string]map[int]*snap{}, size: 1, request: 1, carries: map[string]int{}}
 	}
 	w.east, w.west = make1("east", v1alpha1.RoleSource), make1("west", v1alpha1.RoleTarget)
 	w.east.peer, w.west.peer = w.west, w.east
@@ -124,6 +131,8 @@ func (w *world) see(c *cluster) (Source, Target) {
 			mover.State = MoverRunning
 		case "committed":
 			mover.State = MoverCommitted
+		case "refused":
+			mover.State = MoverRefused
 		}
 	}
 	var stale, leftover []string
@@ -164,9 +173,19 @@ func (w *world) see(c *cluster) (Source, Target) {
 		Peer: Peer{Name: c.peer.name, Link: v1alpha1.LinkConnected, Asked: true, Found: true, Stand: c.peer.wanted, InForce: c.peer.inForce,
 			ReceiverReady: c.peer.ready, Well: c.peer.well, Quiet: c.peer.session == nil && c.peer.observed == c.peer.wanted, Members: true, Recovery: c.peer.recovery},
 	}
+	if c.size != c.peer.size {
+		source.Peer.Sizes = []Sizes{{Claim: "m0", PeerClaim: "m0", Here: int64(c.size), There: int64(c.peer.size)}}
+		source.Peer.PrepareDue = c.peer.wish != c.size
+	}
 	target := Target{
 		Now: w.now, Wanted: c.wanted, InForce: c.inForce, Users: users, Session: c.session, Mover: mover, Leftover: leftover,
-		Replica: replica, Recorded: c.recovery, Retain: 2, Snapshots: keeps,
+		Replica: replica, Recorded: c.recovery, Retain: 2, Snapshots: keeps, SourceQuiet: source.Peer.Quiet,
+	}
+	if c.wish > c.size {
+		target.Growth = []Growth{{Claim: "m0", From: int64(c.size), To: int64(c.wish), Asked: c.request == c.wish}}
+	}
+	if c.pair && c.fits != c.size {
+		target.Misfit = "the claims have grown"
 	}
 	return source, target
 }
@@ -242,7 +261,7 @@ func (w *world) act(c *cluster, d Decision) []func() {
 				if c.snapshots[p] == nil {
 					c.snapshots[p] = map[int]*snap{}
 				}
-				c.snapshots[p][m] = &snap{content: c.volumes[m], at: w.now}
+				c.snapshots[p][m] = &snap{content: c.volumes[m], at: w.now, size: c.size}
 			})
 		}
 	case RecordCut:
@@ -255,8 +274,13 @@ func (w *world) act(c *cluster, d Decision) []func() {
 					c.clones[p] = map[int]int{}
 				}
 				c.clones[p][m] = c.snapshots[p][m].content
+				c.carries[p] = c.snapshots[p][m].size
 			})
 		}
+	case GrowPeer:
+		do(func() { c.peer.wish = c.size })
+	case GrowClaims:
+		do(func() { c.request = c.wish })
 	case StartMover:
 		p := c.session.Point
 		do(func() {
@@ -291,7 +315,7 @@ func (w *world) act(c *cluster, d Decision) []func() {
 			}
 		}
 	case MakePair:
-		do(func() { c.pair = true })
+		do(func() { c.pair, c.fits = true, c.size })
 	case RemovePair:
 		do(func() { c.pair = false })
 	case MakeSpool:
@@ -348,7 +372,7 @@ func (w *world) turn() {
 				c.volumes[next] = c.committed.content[next]
 			}
 			if c.volumes == c.committed.content {
-				c.applied = c.committed
+				c.applied, c.whole = c.committed, c.volumes
 			}
 		}
 		for p, state := range c.jobs {
@@ -357,6 +381,8 @@ func (w *world) turn() {
 				continue
 			}
 			switch {
+			case peer.size != c.carries[p]:
+				c.jobs[p] = "refused"
 			case peer.applied != nil && peer.applied.id == p:
 				c.jobs[p] = "committed"
 			case peer.committed == nil || peer.committed.id != p:
@@ -367,11 +393,19 @@ func (w *world) turn() {
 				peer.committed = whole
 			}
 		}
+		// The driver grows volumes in its own time. A claim whose pods run grows too, as the application's does.
+		if c.request > c.size {
+			c.size = c.request
+			if c.inForce.Role == v1alpha1.RoleTarget && (c.receiver || c.pair || c.spool) {
+				w.t.Fatalf("%s: a volume grew beside a receiver\n%s", c.name, lines(w.trace)) // M-155
+			}
+		}
 		if c.app && c.inForce.Role == v1alpha1.RoleSource {
 			w.writable++
 			for m := range members {
 				c.volumes[m] = w.writable
 			}
+			c.whole = c.volumes
 		}
 	}
 	w.now = w.now.Add(time.Second)
@@ -403,7 +437,7 @@ func (w *world) invariants(c *cluster) {
 	if c.base != "" && len(c.snapshots[c.base]) != members && c.wanted.Role == v1alpha1.RoleSource {
 		fail("the base's snapshots are gone")
 	}
-	if !c.spool && c.volumes[0] != c.volumes[1] && !c.app {
+	if !c.spool && c.volumes != c.whole && !c.app {
 		fail("the spool was removed from a half-applied replica")
 	}
 	for p, set := range c.kept {
@@ -470,6 +504,12 @@ func (w *world) sync(c *cluster, name string) {
 func (w *world) story() {
 	w.sync(w.east, "first")
 	w.sync(w.east, "second")
+	w.east.request = 2
+	w.turn()
+	w.sync(w.east, "grown")
+	if w.west.size != 2 || w.west.fits != 2 || w.east.carries[w.east.last.Point] != 2 {
+		w.t.Fatalf("the claims grew, the replica did not: %d, pair for %d", w.west.size, w.west.fits)
+	}
 	move := func(from, to *cluster, epoch int64) {
 		from.app = false
 		w.turn()
@@ -561,6 +601,53 @@ func TestDemotionTakenBackWhileTheApplicationRuns(t *testing.T) {
 	w.east.wanted = Stand{v1alpha1.RoleSource, 2}
 	w.west.wanted = Stand{v1alpha1.RoleTarget, 2}
 	w.sync(w.east, "again")
+}
+
+// M-154: whenever the source grows, no session ever carries sizes that differ, and the replica keeps its point until the next.
+func TestGrowthAtAnyMoment(t *testing.T) {
+	for after := range 30 {
+		w := newWorld(t, 0)
+		w.sync(w.east, "first")
+		w.east.trigger = "second"
+		for range after {
+			w.step(w.east)
+			w.step(w.west)
+			w.turn()
+		}
+		w.east.request = 2
+		lost := false
+		w.until("grown", func() bool {
+			lost = lost || w.west.recovery.Point == ""
+			return w.west.size == 2
+		})
+		if lost {
+			t.Fatalf("after %d turns: the replica's recovery point was forgotten while it grew\n%s", after, lines(w.trace))
+		}
+		w.sync(w.east, "third")
+	}
+}
+
+// A replica whose claims grow is promoted with the point it has, wherever the growth is.
+func TestPromotionWhileClaimsGrow(t *testing.T) {
+	for after := range 20 {
+		w := newWorld(t, 0)
+		w.sync(w.east, "first")
+		w.east.app = false
+		w.turn()
+		w.sync(w.east, "final")
+		want := w.east.volumes
+		w.east.request = 2
+		for range after {
+			w.turn()
+			w.step(w.east)
+			w.step(w.west)
+		}
+		w.east.wanted, w.west.wanted = Stand{v1alpha1.RoleTarget, 2}, Stand{v1alpha1.RoleSource, 2}
+		w.until("promoted", func() bool { return w.west.inForce == w.west.wanted })
+		if w.west.volumes != want {
+			t.Fatalf("promoted with %v, want %v\n%s", w.west.volumes, want, lines(w.trace))
+		}
+	}
 }
 
 // A promotion that is taken back on the way sets the replica up anew.

@@ -33,13 +33,23 @@ func (m Member) Bound() bool {
 	return m.Claim != nil && m.Claim.Status.Phase == corev1.ClaimBound && m.Volume != nil
 }
 
-// Size is the bound volume's capacity in bytes, 0 before it is bound.
+// Size is the bound volume's capacity in bytes, 0 before it is bound. A volume that has grown is larger than its claim says until
+// a pod has mounted it.
 func (m Member) Size() int64 {
 	if !m.Bound() {
 		return 0
 	}
-	capacity := m.Claim.Status.Capacity[corev1.ResourceStorage]
-	return capacity.Value()
+	claim, volume := m.Claim.Status.Capacity[corev1.ResourceStorage], m.Volume.Spec.Capacity[corev1.ResourceStorage]
+	return max(claim.Value(), volume.Value())
+}
+
+// Requested is what the claim asks for in bytes.
+func (m Member) Requested() int64 {
+	if m.Claim == nil {
+		return 0
+	}
+	request := m.Claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	return request.Value()
 }
 
 // Driver is the CSI driver of the volume; empty when it is not bound or no CSI volume.

@@ -65,6 +65,12 @@ func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 		}
 	case cycle.PreparePeer:
 		return r.preparePeer(ctx, v)
+	case cycle.GrowPeer:
+		if err := r.preparePeer(ctx, v); err != nil {
+			return err
+		}
+		r.nudge(ctx, v)
+		return nil
 	case cycle.StartSession:
 		var err error
 		v.point, err = r.newPoint(v.now)
@@ -102,6 +108,8 @@ func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 		return r.removeReceiver(ctx, v)
 	case cycle.RemoveStrays:
 		return r.removeStrays(ctx, v)
+	case cycle.GrowClaims:
+		return r.growClaims(ctx, v)
 	case cycle.TakeRecoveryPoint:
 		return r.takeRecoveryPoint(ctx, v)
 	case cycle.DropRecoveryPoints:
@@ -194,7 +202,7 @@ func prepareRequest(v *view, group *v1alpha1.PVCGroup) control.PrepareRequest {
 	}
 	for _, m := range v.members {
 		claim := control.Claim{Name: v.peerName(m.Name), SizeBytes: m.Size(), VolumeMode: string(corev1.PersistentVolumeFilesystem),
-			StorageClass: m.StorageClass(), Labels: m.Claim.Labels, Annotations: map[string]string{annotationCreatedFor: v.rep.Name}}
+			StorageClass: m.StorageClass(), Labels: m.Claim.Labels, Annotations: map[string]string{v1alpha1.AnnotationCreatedFor: v.rep.Name}}
 		if m.Block() {
 			claim.VolumeMode = string(corev1.PersistentVolumeBlock)
 		}
@@ -478,7 +486,7 @@ func (r *Reconciler) removeVolume(ctx context.Context, v *view, name string) err
 func (r *Reconciler) makeSpool(ctx context.Context, v *view) error {
 	content := holds(v)
 	for _, m := range v.members {
-		if m.Claim.Annotations[annotationCreatedFor] == "" || m.Claim.Annotations[annotationUsed] != "" {
+		if m.Claim.Annotations[v1alpha1.AnnotationCreatedFor] == "" || m.Claim.Annotations[annotationUsed] != "" {
 			continue
 		}
 		patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"`+annotationUsed+`":"true"}}}`))

@@ -145,7 +145,7 @@ func TestHolds(t *testing.T) {
 	claim := func(age time.Duration, annotations map[string]string) snapshot.Member {
 		return snapshot.Member{Claim: &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(now.Add(-age)), Annotations: annotations}}}
 	}
-	fresh := map[string]string{annotationCreatedFor: "db"}
+	fresh := map[string]string{v1alpha1.AnnotationCreatedFor: "db"}
 	for _, c := range []struct {
 		name    string
 		members []snapshot.Member
@@ -153,10 +153,10 @@ func TestHolds(t *testing.T) {
 	}{
 		{"made for it, lately", []snapshot.Member{claim(time.Minute, fresh)}, engine.HoldsNothing},
 		{"a user's", []snapshot.Member{claim(time.Minute, nil)}, engine.HoldsData},
-		{"made for another", []snapshot.Member{claim(time.Minute, map[string]string{annotationCreatedFor: "other"})}, engine.HoldsData},
+		{"made for another", []snapshot.Member{claim(time.Minute, map[string]string{v1alpha1.AnnotationCreatedFor: "other"})}, engine.HoldsData},
 		{"one of them a user's", []snapshot.Member{claim(time.Minute, fresh), claim(time.Minute, nil)}, engine.HoldsData},
-		{"a replica was begun on it", []snapshot.Member{claim(time.Minute, map[string]string{annotationCreatedFor: "db", annotationUsed: "true"})}, engine.HoldsData},
-		{"a pod was scheduled onto it", []snapshot.Member{claim(time.Minute, map[string]string{annotationCreatedFor: "db", "volume.kubernetes.io/selected-node": "n"})}, engine.HoldsData},
+		{"a replica was begun on it", []snapshot.Member{claim(time.Minute, map[string]string{v1alpha1.AnnotationCreatedFor: "db", annotationUsed: "true"})}, engine.HoldsData},
+		{"a pod was scheduled onto it", []snapshot.Member{claim(time.Minute, map[string]string{v1alpha1.AnnotationCreatedFor: "db", "volume.kubernetes.io/selected-node": "n"})}, engine.HoldsData},
 		{"made long ago", []snapshot.Member{claim(time.Hour, fresh)}, engine.HoldsData},
 	} {
 		t.Run(c.name, func(t *testing.T) {

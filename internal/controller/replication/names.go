@@ -17,8 +17,6 @@ const (
 const (
 	// finalizer keeps a Replication until what it made is gone.
 	finalizer = "lifeboat.dev/replication"
-	// annotationCreatedFor names the Replication that a source asked a claim to be made for.
-	annotationCreatedFor = "lifeboat.dev/created-for"
 	// annotationUsed marks such a claim once a replica was begun on it: from then on it may hold anything.
 	annotationUsed = "lifeboat.dev/used"
 	// annotationHolds tells what the volumes held when a spool was made: "nothing" or "data".

@@ -16,6 +16,7 @@ import (
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/internal/mover/engine"
 	movers "lifeboat.dev/lifeboat/internal/mover/session"
+	"lifeboat.dev/lifeboat/internal/snapshot"
 )
 
 // play does what driver, snapshot controller, binder, garbage collector, kubelet and engine would do.
@@ -93,9 +94,29 @@ func (s *side) playClaims() {
 			}
 		case claim.Status.Phase != corev1.ClaimBound && !s.holdClaims:
 			s.bind(claim)
+		case claim.Status.Phase == corev1.ClaimBound && !s.holdGrowth:
+			s.grow(claim, pods.Items)
 		}
 	}
 	s.playVolumes()
+}
+
+// grow makes a volume as large as its claim asks. The claim shows it only once a pod has mounted it and its file system has grown.
+func (s *side) grow(claim *corev1.PersistentVolumeClaim, pods []corev1.Pod) {
+	var volume corev1.PersistentVolume
+	s.must(s.kube.Get(s.w.t.Context(), client.ObjectKey{Name: claim.Spec.VolumeName}, &volume))
+	has, asks := volume.Spec.Capacity[corev1.ResourceStorage], claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	if volume.Name == "" || has.Cmp(asks) >= 0 {
+		return
+	}
+	// M-155: the receiver's pod is gone before a target volume is changed.
+	for i := range pods {
+		if pods[i].Labels[v1alpha1.LabelComponent] == v1alpha1.ComponentReceiver {
+			s.w.t.Errorf("%s: claim %s grows beside pod %s\n%s", s.name, claim.Name, pods[i].Name, s.w.story())
+		}
+	}
+	volume.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: asks}
+	s.must(s.kube.Update(s.w.t.Context(), &volume))
 }
 
 func (s *side) bind(claim *corev1.PersistentVolumeClaim) {
@@ -367,6 +388,10 @@ func (s *side) ending(config engine.SourceConfig) *ending {
 	if len(target.Volumes) != len(config.Volumes) {
 		return &ending{exitRefused, &engine.Report{Point: config.Point, Error: "the groups differ", Kind: engine.KindConflict}}
 	}
+	if s.sizesDiffer(config, target) {
+		s.unequal = append(s.unequal, config.Point)
+		return &ending{exitRefused, &engine.Report{Point: config.Point, Error: "the sizes differ", Kind: engine.KindConflict}}
+	}
 	tier := "digest"
 	if target.ReplicaHolds == engine.HoldsNothing && s.peer.spooled(receiver) == nil {
 		tier = "full"
@@ -380,6 +405,19 @@ func (s *side) ending(config engine.SourceConfig) *ending {
 	spool.Annotations["test/committed"] = string(raw)
 	s.must(s.peer.kube.Patch(s.w.t.Context(), spool, client.MergeFrom(before)))
 	return &ending{0, &engine.Report{Point: config.Point, Done: true, Tier: tier, TierReason: "as it was", Attempts: 1, BytesRead: 1 << 30, BytesChanged: 4096, BytesSent: 2048}}
+}
+
+// sizesDiffer compares a session's devices with those of the receiver. Both list the group in one order.
+func (s *side) sizesDiffer(config engine.SourceConfig, target engine.TargetConfig) bool {
+	_, name, _ := strings.Cut(config.Replication, "/")
+	for i := range config.Volumes {
+		var clone corev1.PersistentVolumeClaim
+		s.must(s.kube.Get(s.w.t.Context(), s.key(snapshot.MemberName(name, config.Point, i)), &clone))
+		if size := clone.Status.Capacity[corev1.ResourceStorage]; size.Value() != target.Volumes[i].Size {
+			return true
+		}
+	}
+	return false
 }
 
 // receiver is the pod that a session of that Replication reaches now.

@@ -554,6 +554,9 @@ func (r *Reconciler) observeTargets(ctx context.Context, all *sight) error {
 		return err
 	}
 	s.Replica = v.replica.seen
+	if err := r.observeGrowth(ctx, v, s); err != nil {
+		return err
+	}
 	if s.Replica.State != nil {
 		s.Snapshots = recoverySnapshots(v, s.Replica.State.Applied.Point)
 	}
@@ -681,15 +684,14 @@ func (r *Reconciler) clones(ctx context.Context, v *view) (cycle.Presence, strin
 			if late || presence == cycle.Absent {
 				continue
 			}
-			presence, trouble = cycle.Partial, r.claimTrouble(ctx, clone)
+			presence, trouble = cycle.Partial, r.claimTrouble(ctx, clone, "claim "+clone.Name+" is not bound yet")
 		}
 	}
 	return presence, trouble, nil
 }
 
-// claimTrouble is the newest warning about a claim. It is for the operator alone, so a failure to read it is left out.
-func (r *Reconciler) claimTrouble(ctx context.Context, claim *corev1.PersistentVolumeClaim) string {
-	trouble := "claim " + claim.Name + " is not bound yet"
+// claimTrouble adds the newest warning about a claim. It is for the operator alone, so a failure to read it is left out.
+func (r *Reconciler) claimTrouble(ctx context.Context, claim *corev1.PersistentVolumeClaim, trouble string) string {
 	var list corev1.EventList
 	of := client.MatchingFields{"involvedObject.uid": string(claim.UID), "type": corev1.EventTypeWarning}
 	if err := r.Live.List(ctx, &list, client.InNamespace(claim.Namespace), of); err != nil || len(list.Items) == 0 {
@@ -969,6 +971,7 @@ func (r *Reconciler) observePeer(ctx context.Context, v *view) cycle.Peer {
 	p.Stand = cycle.Stand{Role: there.Spec.Role, Epoch: max(there.Spec.Epoch, 1)}
 	p.InForce = cycle.Stand{Role: there.Status.Role, Epoch: there.Status.Epoch}
 	p.Members, p.Lacks = sameMembers(v, there.Status.Claims), lacks(there)
+	p.Sizes, p.Stuck = sizesThere(v, there), there.Status.Phase == cycle.Failed
 	p.Well = meta.IsStatusConditionTrue(there.Status.Conditions, v1alpha1.ConditionReady)
 	for _, link := range there.Status.Rlinks {
 		if link.RlinkName == v.rlink.RlinkName {

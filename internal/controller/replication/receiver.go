@@ -349,16 +349,19 @@ func replicaClaim(v *view, m snapshot.Member) *corev1.PersistentVolumeClaim {
 	}
 }
 
-// spoolClaim must hold one whole delta, which may be the whole group.
-func spoolClaim(v *view, holds engine.Content) *corev1.PersistentVolumeClaim {
+// spoolSize is what holds one whole delta, which may be the whole group.
+func spoolSize(v *view) resource.Quantity {
+	if v.rlink.SpoolSize != nil {
+		return *v.rlink.SpoolSize
+	}
 	size := int64(spoolSpare)
 	for _, m := range v.members {
 		size += m.Size() + m.Size()/20
 	}
-	quantity := *resource.NewQuantity(size, resource.BinarySI)
-	if v.rlink.SpoolSize != nil {
-		quantity = *v.rlink.SpoolSize
-	}
+	return *resource.NewQuantity(size, resource.BinarySI)
+}
+
+func spoolClaim(v *view, holds engine.Content) *corev1.PersistentVolumeClaim {
 	files := corev1.PersistentVolumeFilesystem
 	return &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.spool(), Labels: v.names.labels(componentSpool),
@@ -366,7 +369,7 @@ func spoolClaim(v *view, holds engine.Content) *corev1.PersistentVolumeClaim {
 		Spec: corev1.PersistentVolumeClaimSpec{
 			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &files,
 			StorageClassName: v.members[0].Claim.Spec.StorageClassName,
-			Resources:        corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: quantity}},
+			Resources:        corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: spoolSize(v)}},
 		},
 	}
 }
@@ -378,7 +381,7 @@ func holds(v *view) engine.Content {
 	for _, m := range v.members {
 		a := m.Claim.Annotations
 		fresh := v.now.Sub(m.Claim.CreationTimestamp.Time) < freshFor
-		if a[annotationCreatedFor] != v.rep.Name || a[annotationUsed] != "" || a["volume.kubernetes.io/selected-node"] != "" || !fresh {
+		if a[v1alpha1.AnnotationCreatedFor] != v.rep.Name || a[annotationUsed] != "" || a["volume.kubernetes.io/selected-node"] != "" || !fresh {
 			return engine.HoldsData
 		}
 	}

@@ -45,6 +45,7 @@ func (r *Reconciler) tell(seen *sight, next []cycle.Decision, acted []error) {
 	// A session's members stay while it runs, and a group that cannot be read right now has not become empty.
 	if len(lead.members) > 0 {
 		status.Claims = lead.memberNames()
+		status.Sizes = sizesHere(lead)
 	}
 	status.PrimaryCluster = r.primary(lead)
 	for i, v := range seen.links {
@@ -109,7 +110,7 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 	case cycle.FailSession:
 		end(v, resultFailed, d.Message, v.report)
 	case cycle.SealSpool:
-		if applied := v.source.Replica.State.Applied; applied.Point != "" {
+		if applied := v.replica.seen.State.Applied; applied.Point != "" {
 			v.status.RecoveryPoint = point(applied, nil)
 		}
 	case cycle.RecordPoint:

@@ -154,11 +154,12 @@ func (s *site) join(ctx context.Context, peer *site) error {
 	if err != nil {
 		return err
 	}
-	immediate, remove := storagev1.VolumeBindingImmediate, corev1.PersistentVolumeReclaimDelete
+	immediate, remove, grows := storagev1.VolumeBindingImmediate, corev1.PersistentVolumeReclaimDelete, true
 	late := storagev1.VolumeBindingWaitForFirstConsumer
 	objects := []client.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SystemNamespace}},
-		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: className}, Provisioner: driver, VolumeBindingMode: &immediate, ReclaimPolicy: &remove},
+		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: className}, Provisioner: driver, VolumeBindingMode: &immediate, ReclaimPolicy: &remove, AllowVolumeExpansion: &grows},
+		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "rigid"}, Provisioner: driver, VolumeBindingMode: &immediate},
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "late"}, Provisioner: driver, VolumeBindingMode: &late},
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "plain"}, Provisioner: "plain.example.com", VolumeBindingMode: &immediate},
 		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: className}, Driver: driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
@@ -208,7 +209,9 @@ type side struct {
 	// ends tells how movers of sessions end: nil is committed.
 	ends func(engine.SourceConfig) *ending
 	// hold keeps snapshots, bindings or movers where they are.
-	holdSnapshots, holdMovers, holdClaims bool
+	holdSnapshots, holdMovers, holdClaims, holdGrowth bool
+	// unequal names the sessions whose sizes differed.
+	unequal []string
 	// applyLate keeps the receiver from applying what it has.
 	applyLate bool
 	// paused keeps the controller from running, stuck names a claim the cluster never lets go, offline cuts the link.

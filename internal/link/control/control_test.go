@@ -650,6 +650,63 @@ func TestPrepareRefusesWhatDoesNotFitAndNamesBothSides(t *testing.T) {
 	}
 }
 
+// M-153: a claim that holds a replica is grown with its source; the Replication there remembers to which size, and sees to it.
+func TestPrepareLetsAReplicaGrow(t *testing.T) {
+	fs := corev1.PersistentVolumeFilesystem
+	held := replicationHere(v1alpha1.RoleTarget, 1, "db")
+	held.Status = v1alpha1.ReplicationStatus{Claims: []string{"data"}, Sizes: []v1alpha1.ClaimSize{{Claim: "data", Bytes: gib}},
+		Rlinks: []v1alpha1.RlinkStatus{{RlinkName: "r", RecoveryPoint: &v1alpha1.RecoveryPoint{Point: "p1"}}}}
+	// Said in other words than the source's group, but of the same claims.
+	group := &v1alpha1.PVCGroup{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"},
+		Spec: v1alpha1.PVCGroupSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}}}
+	f := startFake(t, []string{"*"}, class("fast", false), claimHere("1Gi", "1Gi", fs), held, group)
+	got := must(f.client.PrepareReplication(t.Context(), request(data(2*gib))))(t)
+	if got.Ready || !strings.Contains(got.Message, "data") || !strings.Contains(got.Message, "from 1Gi") || !strings.Contains(got.Message, "to 2Gi") {
+		t.Errorf("%+v", got)
+	}
+	sizes := func() string {
+		return must(f.client.ObserveReplication(t.Context(), key("shop", "db")))(t).Annotations[v1alpha1.AnnotationSourceSizes]
+	}
+	if got := sizes(); got != `{"data":2147483648}` {
+		t.Errorf("remembered %s", got)
+	}
+	// A source that was restored from an old snapshot of its objects does not take the wish back.
+	must(f.client.PrepareReplication(t.Context(), request(data(gib))))(t)
+	if got := sizes(); got != `{"data":2147483648}` {
+		t.Errorf("remembered %s after a smaller wish", got)
+	}
+	// The claim shows its former capacity until a pod mounts it; the Replication knows the volume.
+	replication := must(f.client.ObserveReplication(t.Context(), key("shop", "db")))(t)
+	replication.Status.Sizes[0].Bytes = 2 * gib
+	if err := f.kube.Status().Update(t.Context(), replication); err != nil {
+		t.Fatal(err)
+	}
+	if got := must(f.client.PrepareReplication(t.Context(), request(data(2*gib))))(t); !got.Ready {
+		t.Errorf("%+v, want ready", got)
+	}
+	// M-152: what is larger here cannot shrink, and is reported with both sizes.
+	_, err := f.client.PrepareReplication(t.Context(), request(data(gib)))
+	wantRefused(t, err, control.ReasonConflict, "shop/data", "2Gi", "1Gi")
+}
+
+func TestPrepareLeavesASmallerClaimToWhoMadeIt(t *testing.T) {
+	empty := replicationHere(v1alpha1.RoleTarget, 1, "db")
+	f := startFake(t, []string{"*"}, class("fast", false), claimHere("512Mi", "512Mi", corev1.PersistentVolumeFilesystem), empty)
+	_, err := f.client.PrepareReplication(t.Context(), request(data(gib)))
+	wantRefused(t, err, control.ReasonConflict, "shop/data", "512Mi", "1Gi")
+	var claim corev1.PersistentVolumeClaim
+	if err := f.kube.Get(t.Context(), key("shop", "data"), &claim); err != nil {
+		t.Fatal(err)
+	}
+	claim.Annotations = map[string]string{v1alpha1.AnnotationCreatedFor: "db"}
+	if err := f.kube.Update(t.Context(), &claim); err != nil {
+		t.Fatal(err)
+	}
+	if got := must(f.client.PrepareReplication(t.Context(), request(data(gib))))(t); got.Ready || !strings.Contains(got.Message, "grows") {
+		t.Errorf("a claim that was made for the replica: %+v", got)
+	}
+}
+
 func TestPrepareLeavesAPersonsRlinksAlone(t *testing.T) {
 	f := startFake(t, []string{"*"}, claimHere("1Gi", "1Gi", corev1.PersistentVolumeFilesystem), replicationHere(v1alpha1.RoleTarget, 1, "db"))
 	if got := must(f.client.PrepareReplication(t.Context(), request(data(gib))))(t); !got.Ready {

@@ -55,6 +55,8 @@ type found struct {
 type work struct {
 	create []client.Object
 	update []client.Object
+	// grow are claims that a replica was on, and the bytes they shall have now; their Replication's controller sees to it.
+	grow map[string]int64
 	// waiting tells what is not ready though nothing is left to do about it.
 	waiting []string
 }
@@ -173,12 +175,19 @@ func decide(want wanted, have found) (work, error) {
 			todo.waiting = append(todo.waiting, fmt.Sprintf("claim %s was just created%s", claim.Name, late))
 			continue
 		}
-		conflicts = append(conflicts, compareClaim(want, claim, existing)...)
+		if here, field := claimSize(existing, have.replication); grows(want, claim, existing, have.replication) {
+			if todo.grow == nil {
+				todo.grow = map[string]int64{}
+			}
+			todo.grow[claim.Name] = claim.SizeBytes
+			todo.waiting = append(todo.waiting, fmt.Sprintf("claim %s: %s grows from %s to %s", claim.Name, field, bytesText(here), bytesText(claim.SizeBytes)))
+		}
+		conflicts = append(conflicts, compareClaim(want, claim, existing, have.replication)...)
 		if wait := waitFor(existing, have.classes); wait != "" {
 			todo.waiting = append(todo.waiting, wait)
 		}
 	}
-	if d := decideGroup(want, have.group, &todo); d != "" {
+	if d := decideGroup(want, have, &todo); d != "" {
 		conflicts = append(conflicts, d)
 	}
 	if d := decideReplication(want, have.replication, &todo); d != "" {
@@ -209,7 +218,8 @@ func fence(want wanted, existing *v1alpha1.Replication) error {
 	return nil
 }
 
-func decideGroup(want wanted, existing *v1alpha1.PVCGroup, todo *work) string {
+func decideGroup(want wanted, have found, todo *work) string {
+	existing := have.group
 	if existing == nil {
 		group := &v1alpha1.PVCGroup{Spec: want.Group}
 		group.Namespace, group.Name, group.Labels = want.Key.Namespace, want.Spec.PVCGroupName, managedLabels()
@@ -220,6 +230,8 @@ func decideGroup(want wanted, existing *v1alpha1.PVCGroup, todo *work) string {
 	switch {
 	case here == there:
 		return ""
+	case existing.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat && sameClaims(want, have.replication):
+		return "" // a person may say the same in other words, as by a selector
 	case existing.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat:
 		return (&DifferError{Object: fmt.Sprintf("PVCGroup %s/%s", existing.Namespace, existing.Name), Field: "spec",
 			HereCluster: want.here, Here: here, ThereCluster: want.caller, There: there, Do: "make them equal, or delete the one that is wrong"}).Error()
@@ -228,6 +240,19 @@ func decideGroup(want wanted, existing *v1alpha1.PVCGroup, todo *work) string {
 	group.Spec = want.Group
 	todo.update = append(todo.update, group)
 	return ""
+}
+
+// sameClaims reports that the claims this side replicates are those wanted.
+func sameClaims(want wanted, replication *v1alpha1.Replication) bool {
+	if replication == nil {
+		return false
+	}
+	var names []string
+	for _, c := range want.Claims {
+		names = append(names, c.Name)
+	}
+	slices.Sort(names)
+	return slices.Equal(names, slices.Sorted(slices.Values(replication.Status.Claims)))
 }
 
 // describe shows a group's members to a person and compares them.
@@ -265,13 +290,46 @@ func decideReplication(want wanted, existing *v1alpha1.Replication, todo *work) 
 	if existing.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat {
 		changed.Spec.Rlinks = want.Spec.Rlinks
 	}
-	if same, err := sameJSON(changed.Spec, existing.Spec); err != nil || !same {
+	sizes := sourceSizes(existing, todo.grow)
+	if sizes != existing.Annotations[v1alpha1.AnnotationSourceSizes] {
+		metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationSourceSizes, sizes)
+	}
+	if same, err := sameJSON(changed.Spec, existing.Spec); err != nil || !same || sizes != existing.Annotations[v1alpha1.AnnotationSourceSizes] {
 		todo.update = append(todo.update, changed)
 	}
 	return ""
 }
 
-func compareClaim(want wanted, claim Claim, existing *corev1.PersistentVolumeClaim) []string {
+// sourceSizes is the annotation of that name with what shall grow now. Sizes only ever grow.
+func sourceSizes(replication *v1alpha1.Replication, grow map[string]int64) string {
+	former := replication.Annotations[v1alpha1.AnnotationSourceSizes]
+	if len(grow) == 0 {
+		return former
+	}
+	all := map[string]int64{}
+	_ = json.Unmarshal([]byte(former), &all) // what somebody has broken is made anew
+	for claim, size := range grow {
+		all[claim] = max(all[claim], size)
+	}
+	raw, err := json.Marshal(all)
+	if err != nil {
+		return former
+	}
+	return string(raw)
+}
+
+// grows reports that a claim is to be grown: it is smaller than the source's, and it was made for this replica or the replica holds a
+// point. One that a person made of another size is left to the person.
+func grows(want wanted, claim Claim, existing *corev1.PersistentVolumeClaim, replication *v1alpha1.Replication) bool {
+	here, _ := claimSize(existing, replication)
+	if here >= claim.SizeBytes || replication == nil {
+		return false
+	}
+	holds := slices.ContainsFunc(replication.Status.Rlinks, func(l v1alpha1.RlinkStatus) bool { return l.RecoveryPoint != nil || len(l.RecoveryPoints) > 0 })
+	return holds || existing.Annotations[v1alpha1.AnnotationCreatedFor] == want.Key.Name
+}
+
+func compareClaim(want wanted, claim Claim, existing *corev1.PersistentVolumeClaim, replication *v1alpha1.Replication) []string {
 	object := fmt.Sprintf("claim %s/%s", existing.Namespace, existing.Name)
 	differ := func(field, here, there, do string) string {
 		return (&DifferError{Object: object, Field: field, HereCluster: want.here, Here: here, ThereCluster: want.caller, There: there, Do: do}).Error()
@@ -283,7 +341,7 @@ func compareClaim(want wanted, claim Claim, existing *corev1.PersistentVolumeCla
 	if existing.Status.Phase == corev1.ClaimLost {
 		conflicts = append(conflicts, fmt.Sprintf("%s has lost its volume on cluster %s: delete it, and it is made anew", object, want.here))
 	}
-	if here, field := claimSize(existing); here != claim.SizeBytes {
+	if here, field := claimSize(existing, replication); here != claim.SizeBytes && !grows(want, claim, existing, replication) {
 		conflicts = append(conflicts, differ(field, bytesText(here), bytesText(claim.SizeBytes),
 			"a replica has exactly the source's size; delete the claim and it is made anew, or resize the smaller one"))
 	}
@@ -293,8 +351,16 @@ func compareClaim(want wanted, claim Claim, existing *corev1.PersistentVolumeCla
 	return conflicts
 }
 
-// claimSize is the size of the volume once there is one, which may be larger than what was asked for.
-func claimSize(claim *corev1.PersistentVolumeClaim) (size int64, field string) {
+// claimSize is the size of the volume once there is one, which may be larger than what was asked for. A claim that no pod mounts shows
+// its former capacity after its volume has grown; its Replication knows better.
+func claimSize(claim *corev1.PersistentVolumeClaim, replication *v1alpha1.Replication) (size int64, field string) {
+	if replication != nil {
+		for _, known := range replication.Status.Sizes {
+			if known.Claim == claim.Name && claim.Status.Phase == corev1.ClaimBound {
+				return known.Bytes, "status.capacity.storage"
+			}
+		}
+	}
 	if claim.Status.Phase == corev1.ClaimBound {
 		capacity := claim.Status.Capacity[corev1.ResourceStorage]
 		return capacity.Value(), "status.capacity.storage"
