@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,13 @@ type File struct {
 	useDirect  atomic.Bool
 	canPunch   atomic.Bool
 	canReserve atomic.Bool
+	// canTell says that the kernel tells holes (of a volume that is written) or what its page cache has (of one that
+	// is read).
+	canTell  atomic.Bool
+	readOnly bool
+
+	mu       sync.Mutex
+	reserved []digest.Extent // allocated ahead and perhaps never written, in the order of the calls
 }
 
 var _ Volume = (*File)(nil)
@@ -66,7 +74,8 @@ func open(path string, mode int) (*File, error) {
 		_ = plain.Close()
 		return nil, fmt.Errorf("size of volume %s: %w", path, err)
 	}
-	f := &File{path: path, size: size, plain: plain}
+	f := &File{path: path, size: size, plain: plain, readOnly: mode == os.O_RDONLY}
+	f.canTell.Store(f.readOnly || !device)
 	f.canPunch.Store(true)
 	f.canReserve.Store(!device)
 	// The claim, if any, is held by the first descriptor; the second one needs none.
@@ -83,7 +92,7 @@ func (f *File) Size() int64 { return f.size }
 // ReadAt implements Reader.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	done := 0
-	if f.useDirect.Load() && aligned(p, off) && off < f.size {
+	if f.useDirect.Load() && aligned(p, off) && off < f.size && !f.cached(off, int64(len(p))) {
 		n := min(int64(len(p)), f.size-off) &^ (Align - 1)
 		got, err := f.direct.ReadAt(p[:n], off)
 		switch {
@@ -103,6 +112,23 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 		err = fmt.Errorf("read volume: %w", err)
 	}
 	return done + n, err
+}
+
+// cached reports that the page cache has all of a part of a volume that is only read: copying it from there costs less
+// than asking the disk again. What is also written is compared with its digests, and that is about the disk's content.
+func (f *File) cached(off, length int64) bool {
+	if !f.readOnly || !f.canTell.Load() {
+		return false
+	}
+	var have unix.Cachestat_t
+	length = min(length, f.size-off)
+	err := unix.Cachestat(uint(f.plain.Fd()), &unix.CachestatRange{Off: uint64(off), Len: uint64(length)}, &have, 0)
+	if err != nil {
+		f.canTell.Store(false) // a kernel before 6.5, or a sandbox that does not let it pass
+		return false
+	}
+	page := int64(os.Getpagesize())
+	return int64(have.Cache)*page >= length
 }
 
 // WriteAt implements Volume.
@@ -139,16 +165,65 @@ func (f *File) Reserve(off, length int64) {
 	if !f.canReserve.Load() || off < 0 || off >= f.size {
 		return
 	}
-	if err := unix.Fallocate(int(f.plain.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, min(length, f.size-off)); err != nil {
+	length = min(length, f.size-off)
+	if err := unix.Fallocate(int(f.plain.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, length); err != nil {
 		f.canReserve.Store(false)
+		return
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.reserved) >= keptReserved {
+		// What is forgotten counts as reserved from the first to the last byte.
+		f.reserved = append(f.reserved[:0], hull(f.reserved))
+	}
+	f.reserved = append(f.reserved, digest.Extent{Offset: off, Length: length})
 }
 
-// Zero implements Volume. Storage that cannot free space is read first and written only where it is not zero: that is
+// keptReserved bounds what is remembered of Reserve.
+const keptReserved = 1024
+
+func hull(of []digest.Extent) digest.Extent {
+	from, to := of[0].Offset, of[0].Offset+of[0].Length
+	for _, e := range of[1:] {
+		from, to = min(from, e.Offset), max(to, e.Offset+e.Length)
+	}
+	return digest.Extent{Offset: from, Length: to - from}
+}
+
+// hole reports that a part of a file holds nothing and takes no space: there is nothing to zero. Space that was reserved
+// reads as a hole too and is none, so where this File reserved any the answer is no.
+func (f *File) hole(off, length int64) bool {
+	if !f.canTell.Load() || length == 0 {
+		return false
+	}
+	f.mu.Lock()
+	for _, e := range f.reserved {
+		if off < e.Offset+e.Length && e.Offset < off+length {
+			f.mu.Unlock()
+			return false
+		}
+	}
+	f.mu.Unlock()
+	data, err := unix.Seek(int(f.plain.Fd()), off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return true // nothing but holes from here to the end
+	case err != nil:
+		f.canTell.Store(false)
+		return false
+	}
+	return data >= off+length
+}
+
+// Zero implements Volume. A hole stays as it is: to punch one again would wait for every write under way, and hold up
+// those behind. Storage that cannot free space is read first and written only where it is not zero: that is
 // cheaper than writing, and thin storage stays thin.
 func (f *File) Zero(off, length int64) error {
 	if off < 0 || off+length > f.size {
 		return fmt.Errorf("zero volume %s: %d bytes at %d are beyond its %d bytes", f.path, length, off, f.size)
+	}
+	if f.hole(off, length) {
+		return nil
 	}
 	if f.canPunch.Load() {
 		err := unix.Fallocate(int(f.plain.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)

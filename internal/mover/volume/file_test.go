@@ -1,6 +1,7 @@
 package volume_test
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"os/exec"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"lifeboat.dev/lifeboat/internal/mover/volume"
 	"lifeboat.dev/lifeboat/internal/mover/volume/volumetest"
@@ -151,4 +154,99 @@ func TestWhatIsNoVolumeIsRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+func blocks(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Sys().(*syscall.Stat_t).Blocks * 512
+}
+
+func TestZeroFreesWhatWasReservedAndWhatWasWritten(t *testing.T) {
+	const size = 8 << 20
+	path := image(t, t.TempDir(), size)
+	v, err := volume.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = v.Close() }()
+	v.Reserve(0, 4<<20)
+	if blocks(t, path) == 0 {
+		t.Skip("space cannot be reserved here")
+	}
+	full := volume.Buffer(1 << 20)
+	for i := range full {
+		full[i] = 7
+	}
+	for _, at := range []int64{1 << 20, 6 << 20} {
+		if _, err := v.WriteAt(full, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for at := int64(0); at < size; at += 2 << 20 {
+		if err := v.Zero(at, 2<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if left := blocks(t, path); left > 64<<10 {
+		t.Errorf("%d bytes are still taken", left)
+	}
+	got := volume.Buffer(size)
+	if _, err := v.ReadAt(got, 0); err != nil {
+		t.Fatal(err)
+	}
+	for i, b := range got {
+		if b != 0 {
+			t.Fatalf("byte %d is %d after it was zeroed", i, b)
+		}
+	}
+}
+
+func TestAReaderSeesWhatTheCacheHasAndWhatOnlyTheDiskHas(t *testing.T) {
+	const size = 4 << 20
+	path := image(t, t.TempDir(), size)
+	content := make([]byte, size)
+	for i := range content {
+		content[i] = byte(i >> 12)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := f.WriteAt(content, 0); err != nil {
+		t.Fatal(err)
+	}
+	r, err := volume.OpenReader(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	got := volume.Buffer(size)
+	look := func(when string) {
+		t.Helper()
+		clear(got)
+		if n, err := r.ReadAt(got, 0); err != nil || n != size || !bytes.Equal(got, content) {
+			t.Fatalf("%s: %d bytes, %v, the right ones: %t", when, n, err, bytes.Equal(got, content))
+		}
+	}
+	look("not written back yet")
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	// Half of it leaves the cache.
+	if err := unix.Fadvise(int(f.Fd()), size/2, size/2, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	look("half in the cache")
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	look("on the disk only")
 }
