@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -46,8 +47,12 @@ func (p *packer) pack(m wire.Data, scratch []byte) (wire.Data, []byte) {
 	if p.zstd == nil || !p.try() {
 		return m, scratch
 	}
+	began := time.Now()
 	out := p.zstd.EncodeAll(m.Payload, scratch[len(scratch):])
 	gained := len(out) < len(m.Payload)-len(m.Payload)/8
+	if gained {
+		p.pilot.packed(len(m.Payload), time.Since(began))
+	}
 	p.learn(gained)
 	if !gained {
 		return m, scratch

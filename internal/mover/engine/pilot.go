@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"runtime"
 	"sync"
 	"time"
 )
@@ -8,7 +9,8 @@ import (
 // pilot decides whether records are compressed, by what it sees: compression serves a link that is slower than the
 // codec, and slows a faster one down. It compares what really leaves per second in both ways, seldom and briefly, and
 // not at all where one look at the writer tells: a writer that is always busy while records are compressed has a link
-// to wait for, one that is idle while they are not would not be helped by fewer bytes.
+// to wait for, one that is idle while they are not would not be helped by fewer bytes. Nor would one that sends more
+// than the codec could pack with all processors.
 type pilot struct {
 	mu       sync.Mutex
 	compress bool
@@ -16,6 +18,8 @@ type pilot struct {
 	window   window
 	trying   bool    // the present way is a trial; the other one brought usual
 	usual    float64 // bytes per second
+	codec    float64 // the fastest it was seen on one processor, in bytes per second; 0: not seen yet
+	procs    int     // processors it may use
 	hold     int     // windows before the next trial
 	back     int     // windows to hold after the next trial that fails
 }
@@ -42,7 +46,19 @@ const (
 )
 
 // newPilot begins compressed: on a slow link the first megabytes matter, on a fast one they are soon gone.
-func newPilot() *pilot { return &pilot{compress: true, back: firstHold} }
+func newPilot() *pilot {
+	return &pilot{compress: true, back: firstHold, procs: runtime.GOMAXPROCS(0)}
+}
+
+// packed tells how long the codec took for a record. The fastest counts: the others had to share a processor.
+func (p *pilot) packed(bytes int, took time.Duration) {
+	if took <= 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.codec = max(p.codec, float64(bytes)/took.Seconds())
+}
 
 // way is whether to compress what is packed now, and the epoch to say with it when it was sent.
 func (p *pilot) way() (compress bool, epoch uint64) {
@@ -91,6 +107,7 @@ func (p *pilot) decide(rate, share float64) {
 	p.usual = rate
 	switch {
 	case p.compress && share > busyShare, !p.compress && share < idleShare:
+	case !p.compress && p.codec > 0 && rate > p.codec*float64(p.procs):
 	case p.hold > 0:
 		p.hold--
 	default:
