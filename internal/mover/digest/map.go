@@ -111,6 +111,10 @@ func (m *Map) Blocks(s int) ([]Digest, error) {
 	return blocks, nil
 }
 
+// Held reads the block digests of segment s as they stand, without a check against the segment's own: what is laid over
+// them may have been interrupted.
+func (m *Map) Held(s int) ([]Digest, error) { return m.rawBlocks(s) }
+
 // Update overlays block digests beginning at byte offset at. The segments touched must be sealed afterwards.
 func (m *Map) Update(at int64, blocks []Digest) error {
 	return m.write(m.blockAt(at/BlockSize), blocks)

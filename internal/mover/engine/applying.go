@@ -51,8 +51,18 @@ func (t *Target) redo(ctx context.Context) error {
 		t.meter.phase(PhaseRedoing, "the committed recovery point is lost, its delta cannot be applied whole: "+err.Error())
 		err = t.spool.Abandon()
 	}
+	if err == nil {
+		t.sweep()
+	}
 	t.note()
 	return err
+}
+
+// sweep removes a delta that is applied. What stays behind for now is removed by the next one.
+func (t *Target) sweep() {
+	if err := t.spool.Sweep(); err != nil {
+		t.parts.Log.Warn("a delta that is applied was not removed", "error", err.Error())
+	}
 }
 
 // apply brings the committed delta onto the replicas and into the digest maps. Doing it again, from the beginning,
@@ -86,7 +96,7 @@ func (t *Target) apply(ctx context.Context) error {
 			return t.volumeError(v, err)
 		}
 	}
-	return classify("spool "+t.cfg.Spool, t.spool.Finish(a.maps.refs(t.parts.Log)))
+	return classify("spool "+t.cfg.Spool, t.spool.Settle(a.maps.refs(t.parts.Log)))
 }
 
 // indexes finds the volumes of a delta by name.
@@ -231,6 +241,10 @@ type openMap struct {
 	file spool.File
 	m    *digest.Map
 	err  error
+
+	// The blocks of the segment that update is at, until seal writes them; nil: none.
+	segment int
+	blocks  []digest.Digest
 }
 
 func (ms maps) close() {
@@ -244,9 +258,26 @@ func (ms maps) close() {
 func (ms maps) blocks(v, s int) ([]digest.Digest, error) { return ms[v].m.Blocks(s) }
 
 func (ms maps) update(v int, at int64, digests []digest.Digest) {
-	if o := ms[v]; o.err == nil {
-		o.err = o.m.Update(at, digests)
+	o := ms[v]
+	if s := int(at / digest.SegmentSize); o.err == nil && (o.blocks == nil || o.segment != s) {
+		o.put()
+		if o.err == nil {
+			o.segment = s
+			o.blocks, o.err = o.m.Held(s)
+		}
 	}
+	if o.err == nil {
+		copy(o.blocks[at%digest.SegmentSize/digest.BlockSize:], digests)
+	}
+}
+
+// put writes blocks whose segment was not sealed.
+func (o *openMap) put() {
+	if o.blocks == nil || o.err != nil {
+		return
+	}
+	o.err = o.m.Update(int64(o.segment)*digest.SegmentSize, o.blocks)
+	o.blocks = nil
 }
 
 // seal ends a segment, whose digest is known: a map that comes to another one was wrong before.
@@ -256,7 +287,15 @@ func (ms maps) seal(v, s int, want digest.Digest) {
 		return
 	}
 	var got digest.Digest
-	if got, o.err = o.m.Seal(s); o.err == nil && got != want {
+	switch {
+	case o.blocks != nil && o.segment == s:
+		got = digest.Segment(o.blocks)
+		o.err = o.m.SetSegment(s, o.blocks)
+		o.blocks = nil
+	default:
+		got, o.err = o.m.Seal(s)
+	}
+	if o.err == nil && got != want {
 		o.err = fmt.Errorf("%w: segment %d comes to %.16s instead of %.16s", digest.ErrDamaged, s, got, want)
 	}
 }
@@ -265,6 +304,7 @@ func (ms maps) seal(v, s int, want digest.Digest) {
 func (ms maps) refs(log logger) map[string]spool.MapRef {
 	out := map[string]spool.MapRef{}
 	for _, o := range ms {
+		o.put()
 		if o.err == nil {
 			o.err = o.m.Sync()
 		}

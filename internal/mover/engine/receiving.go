@@ -276,6 +276,9 @@ func (r *receiver) receive(ctx context.Context, core *session.Target) error {
 	err := r.drive(ctx, core, keep)
 	stored := keep.end()
 	defer t.note()
+	if t.spool.State().Delta == nil {
+		t.sweep() // the source has been told, or is gone
+	}
 	if err == nil {
 		t.live = nil
 		return nil

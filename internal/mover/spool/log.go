@@ -352,42 +352,59 @@ type frames struct {
 	at   int64
 	size int64
 	buf  []byte
+	from int64 // where in the file buf begins
 }
+
+// readAhead is how much of a log is read at a time: records may be small, and many.
+const readAhead = 256 << 10
 
 // next reads the frame at r.at and says how long it is; io.EOF means that the file ends here.
 func (r *frames) next() (wire.Message, int, error) {
 	if r.at >= r.size {
 		return nil, 0, io.EOF
 	}
-	var head [wire.HeaderSize]byte
-	if err := r.read(head[:], r.at); err != nil {
-		return nil, 0, err
-	}
-	h, err := wire.ParseHeader(head[:])
+	head, err := r.peek(wire.HeaderSize)
 	if err != nil {
 		return nil, 0, err
 	}
-	if cap(r.buf) < h.Length {
-		r.buf = make([]byte, wire.MaxPayload)
-	}
-	payload := r.buf[:h.Length]
-	if err := r.read(payload, r.at+wire.HeaderSize); err != nil {
+	h, err := wire.ParseHeader(head)
+	if err != nil {
 		return nil, 0, err
 	}
-	m, err := wire.Parse(h, payload)
-	return m, wire.HeaderSize + h.Length, err
+	frame, err := r.peek(wire.HeaderSize + h.Length)
+	if err != nil {
+		return nil, 0, err
+	}
+	m, err := wire.Parse(h, frame[wire.HeaderSize:])
+	return m, len(frame), err
 }
 
-func (r *frames) read(p []byte, at int64) error {
-	if at+int64(len(p)) > r.size {
-		return wire.ErrShort
+// peek gives the n bytes at r.at. They are valid until the next call.
+func (r *frames) peek(n int) ([]byte, error) {
+	if r.at+int64(n) > r.size {
+		return nil, wire.ErrShort
 	}
-	n, err := r.file.ReadAt(p, at)
-	if n == len(p) {
-		return nil
+	var have []byte
+	if skip := r.at - r.from; skip >= 0 && skip < int64(len(r.buf)) {
+		have = r.buf[skip:]
 	}
-	if errors.Is(err, io.EOF) {
-		return wire.ErrShort
+	if len(have) >= n {
+		return have[:n], nil
 	}
-	return err
+	want := int(min(int64(max(n, readAhead)), r.size-r.at))
+	if cap(r.buf) < want {
+		r.buf = append(make([]byte, 0, want), have...)
+	} else {
+		r.buf = r.buf[:copy(r.buf[:cap(r.buf)], have)]
+	}
+	r.from = r.at
+	got, err := r.file.ReadAt(r.buf[len(r.buf):want], r.at+int64(len(r.buf)))
+	r.buf = r.buf[:len(r.buf)+got]
+	switch {
+	case len(r.buf) >= n:
+		return r.buf[:n], nil
+	case errors.Is(err, io.EOF):
+		return nil, wire.ErrShort
+	}
+	return nil, err
 }

@@ -116,7 +116,7 @@ func Open(fs FS, replication string) (*Spool, error) {
 	if s.state.Replication != replication {
 		return nil, &Foreign{Have: s.state.Replication, Want: replication}
 	}
-	return s, s.sweep()
+	return s, s.Sweep()
 }
 
 // The state file: the BLAKE3 digest of the rest in hexadecimal, a newline, JSON.
@@ -251,8 +251,18 @@ func (s *Spool) Commit() error {
 	return s.closeLog()
 }
 
-// Finish records that the committed delta is applied and durable, and which maps describe the replica now.
+// Finish records that the committed delta is applied and durable, and which maps describe the replica now, and removes
+// the delta.
 func (s *Spool) Finish(maps map[string]MapRef) error {
+	if err := s.Settle(maps); err != nil {
+		return err
+	}
+	return s.Sweep()
+}
+
+// Settle is Finish without removing anything: who waits for the point need not wait for that. Sweep does it; so does
+// Open, after a crash.
+func (s *Spool) Settle(maps map[string]MapRef) error {
 	next := s.state
 	next.Applied = true
 	next.Mixed = false
@@ -261,7 +271,7 @@ func (s *Spool) Finish(maps map[string]MapRef) error {
 	}
 	next.Delta = nil
 	next.Maps = maps
-	return s.saveAndSweep(next)
+	return s.save(next)
 }
 
 // Abandon records that the committed delta cannot be applied because its log is damaged: the replica may hold a part
@@ -358,11 +368,11 @@ func (s *Spool) saveAndSweep(next State) error {
 	if err := s.save(next); err != nil {
 		return err
 	}
-	return s.sweep()
+	return s.Sweep()
 }
 
-// sweep removes the files the state does not name.
-func (s *Spool) sweep() error {
+// Sweep removes the files the state does not name.
+func (s *Spool) Sweep() error {
 	names, err := s.fs.Names()
 	if err != nil {
 		return fmt.Errorf("list spool: %w", err)
