@@ -5,6 +5,10 @@ const SystemNamespace = "lifeboat-system"
 
 // Labels and annotations. Every object Lifeboat makes carries LabelManagedBy with ManagedByLifeboat;
 // purge and cleanup touch nothing without it.
+// AnnotationSourceEpoch is the epoch that the source of a Replication brought when it prepared this side. It is that source's: a side
+// that becomes the source itself takes another.
+const AnnotationSourceEpoch = "lifeboat.dev/source-epoch"
+
 const (
 	LabelManagedBy    = "app.kubernetes.io/managed-by"
 	ManagedByLifeboat = "lifeboat"

@@ -88,6 +88,12 @@ type Rlink struct {
 	// +optional
 	RetainSnapshotsOnDeletion bool `json:"retainSnapshotsOnDeletion,omitempty"`
 
+	// storageClassMap maps local storage classes to the peer's, for claims that are made there. A class that is not named keeps its name where
+	// the peer has one of that name, and becomes the peer's default class otherwise.
+	// +kubebuilder:validation:MaxProperties=32
+	// +optional
+	StorageClassMap map[string]string `json:"storageClassMap,omitempty"`
+
 	// peerObjects is Create (the source asks the peer to make what is missing there) or Manual.
 	// +kubebuilder:default=Create
 	// +optional
@@ -106,7 +112,8 @@ type ReplicationSpec struct {
 	PVCGroupName string `json:"pvcGroupName"`
 
 	// epoch grows at every change of primary. A source with a smaller epoch than its target knows is refused.
-	// A DisasterRecoveryPlan sets it. Empty means 1.
+	// A DisasterRecoveryPlan sets it, and by that vouches that no other cluster is the source. Who sets roles by hand leaves it alone: the side
+	// that becomes the source takes an epoch of its own, shown in status.epoch. Empty means 1.
 	// +kubebuilder:validation:Minimum=1
 	// +optional
 	Epoch int64 `json:"epoch,omitempty"`
@@ -119,6 +126,14 @@ type ReplicationSpec struct {
 	// +listType=map
 	// +listMapKey=rlinkName
 	Rlinks []Rlink `json:"rlinks"`
+
+	// acknowledgePeerLost lets this side become the source although a peer that may be the source does not answer: the id of the newest
+	// recovery point here, status.rlinks[].recoveryPoint.point. What was written on the lost peer after that point is lost. It must name the point,
+	// so that it says what is given up, and so that one that is left over from another day, when this was another point, counts for nothing.
+	// Without a lost peer it does nothing. Example: "20260131t120000-1a2b3c".
+	// +kubebuilder:validation:MaxLength=64
+	// +optional
+	AcknowledgePeerLost string `json:"acknowledgePeerLost,omitempty"`
 
 	// triggerNow starts a session on every link at once when its value changes. Any text will do; a time is good practice.
 	// +kubebuilder:validation:MaxLength=64
@@ -236,6 +251,14 @@ type SessionReport struct {
 	Attempts int32 `json:"attempts,omitempty"`
 }
 
+// Agreement names the state of a source's spec that its peer has compared with its own.
+type Agreement struct {
+	// epoch it was compared in.
+	Epoch int64 `json:"epoch"`
+	// generation of the spec that was compared.
+	Generation int64 `json:"generation"`
+}
+
 // RlinkStatus shows one link of a replication.
 type RlinkStatus struct {
 	// rlinkName is the link.
@@ -262,6 +285,9 @@ type RlinkStatus struct {
 	// basePoint is the instant whose snapshots are kept on the source as base of the next session.
 	// +optional
 	BasePoint string `json:"basePoint,omitempty"`
+	// agreed is what the peer has found to fit its own side: members, map and sizes. Without it no first session of an epoch begins.
+	// +optional
+	Agreed *Agreement `json:"agreed,omitempty"`
 	// nextRun is when the schedule starts the next session.
 	// +optional
 	NextRun *metav1.Time `json:"nextRun,omitempty"`
@@ -296,6 +322,30 @@ type ClaimSize struct {
 	Bytes int64 `json:"bytes"`
 }
 
+// ClaimedEpoch is an epoch that this side has taken for itself to become the source.
+type ClaimedEpoch struct {
+	// epoch that was taken.
+	Epoch int64 `json:"epoch"`
+	// generation of the spec it was taken for. It counts for no other.
+	Generation int64 `json:"generation"`
+	// lost are the clusters that did not answer and whose loss was acknowledged.
+	// +optional
+	Lost []string `json:"lost,omitempty"`
+}
+
+// TakeoverStatus tells that this side became the source without asking every other.
+type TakeoverStatus struct {
+	// epoch of the takeover.
+	Epoch int64 `json:"epoch"`
+	// point that this side was promoted with. What was written elsewhere after it is not here.
+	// +optional
+	Point string `json:"point,omitempty"`
+	// at is when the replica was sealed.
+	At metav1.Time `json:"at"`
+	// clusters that may still believe that they are the source, or hold what is not here: each stays until it has committed a session of this source.
+	Clusters []string `json:"clusters"`
+}
+
 // ReplicationStatus shows how far the copy is.
 type ReplicationStatus struct {
 	// role is the role that is in force, which follows spec.role once everything of the old role is gone.
@@ -319,6 +369,12 @@ type ReplicationStatus struct {
 	// primaryCluster is the cluster that may write, as far as this side knows.
 	// +optional
 	PrimaryCluster string `json:"primaryCluster,omitempty"`
+	// claimedEpoch is saved before a promotion without an epoch in the spec begins, and goes when it is done.
+	// +optional
+	ClaimedEpoch *ClaimedEpoch `json:"claimedEpoch,omitempty"`
+	// takeover stays from a promotion without the former source until every cluster it was done without is a target that was resynchronised.
+	// +optional
+	Takeover *TakeoverStatus `json:"takeover,omitempty"`
 	// receiving is the link that a target receives through, or received through before it became the source.
 	// +optional
 	Receiving *ReceivingStatus `json:"receiving,omitempty"`

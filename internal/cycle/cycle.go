@@ -26,6 +26,8 @@ const (
 
 // Steps of a source.
 const (
+	// TakeEpoch saves an epoch of this side's own, in which it becomes the source.
+	TakeEpoch Step = "TakeEpoch"
 	// PreparePeer asks the peer to make what is missing there.
 	PreparePeer Step = "PreparePeer"
 	// GrowPeer tells the peer the sizes its claims shall grow to.
@@ -126,6 +128,10 @@ type Decision struct {
 	Poll time.Duration
 	// Trigger is why StartSession starts.
 	Trigger string
+	// Epoch is what TakeEpoch takes.
+	Epoch int64
+	// Lost names the clusters that a promotion goes on without, of TakeEpoch and SealSpool.
+	Lost []string
 }
 
 // Reasons. Those of a Problem come from who saw it.
@@ -154,6 +160,7 @@ const (
 	ReasonPeerIsSource         = "PeerIsSource"
 	ReasonPeerEpochBehind      = "PeerEpochBehind"
 	ReasonStaleEpoch           = "StaleEpoch"
+	ReasonPeerDiffers          = "PeerDiffers"
 	ReasonMembersDiffer        = "MembersDiffer"
 	ReasonSizesDiffer          = "SizesDiffer"
 	ReasonGrowing              = "Growing"
@@ -161,6 +168,7 @@ const (
 	ReasonPeerFinishing        = "PeerFinishing"
 	ReasonClaimsInUse          = "ClaimsInUse"
 	ReasonVolumesAttached      = "VolumesAttached"
+	ReasonEpochTaken           = "EpochTaken"
 	ReasonLeavingSource        = "LeavingSource"
 	ReasonLeavingTarget        = "LeavingTarget"
 	ReasonNothingToPromote     = "NothingToPromote"

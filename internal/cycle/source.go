@@ -65,6 +65,8 @@ type Peer struct {
 	Sizes []Sizes
 	// Stuck is true when the peer says that somebody has to act there.
 	Stuck bool
+	// Agreed is true once the peer has compared members, map and sizes with this side's, in this epoch and as the spec is now.
+	Agreed bool
 	// Lacks is true when the peer says that objects are missing there, Well that it can do its work.
 	Lacks, Well bool
 	// Quiet is true when the peer has seen its present spec and runs no session: wanted as target, it will start none.
@@ -81,11 +83,11 @@ type Peer struct {
 
 // Source is everything a side that is wanted as source sees of one of its links.
 type Source struct {
-	// Rlink names the link, for the messages of its siblings.
-	Rlink           string
-	Now             time.Time
-	Wanted, InForce Stand
-	Suspended       bool
+	// Rlink names the link, for the messages of its siblings; Cluster is this one, Namespace and Name the Replication's.
+	Rlink, Cluster, Namespace, Name string
+	Now                             time.Time
+	Wanted, InForce                 Stand
+	Suspended                       bool
 	// Moving is true while a plan holds the application offline: only sessions it asks for are run, because every
 	// other one would make the application wait.
 	Moving     bool
@@ -116,6 +118,12 @@ type Source struct {
 
 	// Replica is what is left of having been a target.
 	Replica Replica
+	// Acknowledged is the point after which a person accepts that all is lost; empty for none.
+	Acknowledged string
+	// Brought is the epoch of the source that prepared this side last: it is that source's, never one to become the source in.
+	Brought int64
+	// Lost names the clusters that this side's epoch was taken without.
+	Lost []string
 }
 
 // Backoff is how long after its end a failed session is tried again: 30 s doubled at each failure in a row, 15 min at most.
@@ -142,7 +150,7 @@ func NextSources(links []Source) []Decision {
 	for i, s := range links {
 		switch {
 		case !leavesTarget(links[0]):
-			out[i] = hasten(s, nextSource(s, unready(links, i)))
+			out[i] = hasten(s, nextSource(s, links, unready(links, i)))
 		case i == 0:
 			out[i] = hasten(s, leaveTarget(s, links))
 		default:
@@ -180,7 +188,12 @@ func hasten(s Source, d Decision) Decision {
 	return d
 }
 
-func nextSource(s Source, siblings []string) Decision {
+func nextSource(s Source, links []Source, siblings []string) Decision {
+	if s.InForce.Role == "" {
+		if d, ok := firstRole(s, links); !ok {
+			return d
+		}
+	}
 	if s.InForce != s.Wanted {
 		return takeSource(s, siblings)
 	}
@@ -344,7 +357,10 @@ func peerFirst(s Source) (d Decision, ok bool) {
 	}
 	prepare := func(reason, otherwise string) (Decision, bool) {
 		switch {
-		case !s.Create:
+		case !s.Create && p.Declined != nil && !p.PrepareDue:
+			return wait(Failed, p.Declined.Reason, p.Declined.Message, Patient), false
+		// What is made by hand is only compared, and let follow the epoch.
+		case !s.Create && reason != ReasonPeerEpochBehind && reason != ReasonPeerDiffers:
 			return blocked(reason, otherwise+"; make it there, or set peerObjects to Create")
 		case p.PrepareDue:
 			return Decision{Step: PreparePeer, Phase: Preparing, Reason: ReasonPeerPreparing, Poll: Quick,
@@ -367,6 +383,8 @@ func peerFirst(s Source) (d Decision, ok bool) {
 		return soon(ReasonPeerIsSource, fmt.Sprintf("the Replication in cluster %s has role source too; set it to target on the side whose application is stopped", p.Name))
 	case p.Stand.Epoch < s.Wanted.Epoch:
 		return prepare(ReasonPeerEpochBehind, fmt.Sprintf("its Replication is in epoch %d, this side in epoch %d", p.Stand.Epoch, s.Wanted.Epoch))
+	case !p.Agreed && (s.Recovery.Point == "" || s.Recovery.Epoch != s.Wanted.Epoch):
+		return prepare(ReasonPeerDiffers, "comparing members, map and sizes")
 	case !p.Members:
 		return prepare(ReasonMembersDiffer, fmt.Sprintf("the group in cluster %s has other members than this one", p.Name))
 	case p.Lacks:

@@ -20,7 +20,7 @@ func atRest() Source {
 	return Source{
 		Now: noon, Wanted: source, InForce: source, Create: true, Scheduled: true, Look: schedule.Look{Next: noon.Add(3 * time.Minute)},
 		Recovery: last, Last: &Ended{Point: "p1", Committed: true, Trigger: TriggerSchedule, FinishedAt: noon.Add(-4 * time.Minute)},
-		Peer: Peer{Name: "west", Link: v1alpha1.LinkConnected, Asked: true, Found: true, Stand: target, InForce: target, ReceiverReady: true, Members: true, Recovery: last},
+		Peer: Peer{Name: "west", Link: v1alpha1.LinkConnected, Asked: true, Found: true, Stand: target, InForce: target, ReceiverReady: true, Members: true, Agreed: true, Recovery: last},
 	}
 }
 
@@ -140,6 +140,15 @@ func TestWhatMustBeTrueOfThePeer(t *testing.T) {
 		{"nothing there, just asked", func(s *Source) { s.Peer.Found, s.Peer.Prepared = false, "claim x" }, expectation{Wait, ReasonPeerPreparing, false, "", "claim x"}},
 		{"nothing there, declined", func(s *Source) { s.Peer.Found, s.Peer.Declined = false, &Problem{"PeerConflict", "2Gi"} }, expectation{Wait, "PeerConflict", false, "", "2Gi"}},
 		{"nothing there, made by hand", func(s *Source) { s.Peer.Found, s.Create, s.Peer.PrepareDue = false, false, true }, expectation{Wait, ReasonPeerMissing, false, "", "peerObjects"}},
+		// M-086, M-087, M-088: both sides' members, map and sizes are compared before anything is cut.
+		{"nothing was compared in this epoch", func(s *Source) { s.Peer.Agreed, s.Recovery.Epoch, s.Peer.PrepareDue = false, 1, true }, expectation{PreparePeer, ReasonPeerPreparing, false, "", ""}},
+		{"they differ", func(s *Source) {
+			s.Peer.Agreed, s.Recovery.Epoch, s.Peer.Declined = false, 1, &Problem{"PeerConflict", "pvcMap"}
+		}, expectation{Wait, "PeerConflict", false, "", "pvcMap"}},
+		{"they differ, made by hand", func(s *Source) {
+			s.Create, s.Peer.Agreed, s.Recovery.Epoch, s.Peer.Declined = false, false, 1, &Problem{"PeerConflict", "pvcMap"}
+		}, expectation{Wait, "PeerConflict", false, "", "pvcMap"}},
+		{"the epoch of what was made by hand follows too", func(s *Source) { s.Create, s.Peer.Stand.Epoch, s.Peer.PrepareDue = false, 1, true }, expectation{PreparePeer, ReasonPeerPreparing, false, "", ""}},
 		{"other members", func(s *Source) { s.Peer.Members, s.Peer.PrepareDue = false, true }, expectation{PreparePeer, ReasonPeerPreparing, false, "", ""}},
 		{"something is missing there", func(s *Source) { s.Peer.Lacks, s.Peer.PrepareDue = true, true }, expectation{PreparePeer, ReasonPeerPreparing, false, "", ""}},
 		{"the peer is a source too", func(s *Source) { s.Peer.Stand.Role = v1alpha1.RoleSource }, expectation{Wait, ReasonPeerIsSource, false, "", "source too"}},

@@ -3,6 +3,7 @@ package cycle
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -153,7 +154,7 @@ func nextTarget(s Target) Decision {
 // leaveSource removes what a source leaves, then takes the role.
 func leaveSource(s Target, siblings []string) Decision {
 	if len(s.Users) > 0 {
-		return wait(Demoting, ReasonClaimsInUse, usersMessage(s.Users), Quick)
+		return wait(Demoting, ReasonClaimsInUse, demotingMessage(s.Users), Quick)
 	}
 	if s.Session != nil {
 		return abort(s.Session, s.Mover, "this side becomes the target")
@@ -169,6 +170,10 @@ func leaveSource(s Target, siblings []string) Decision {
 		return wait(Demoting, ReasonVolumesAttached, "waiting for the volumes to be detached from "+strings.Join(s.Attached, ", "), Quick)
 	}
 	return Decision{Step: TakeRole, Phase: Demoting, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side becomes the target in epoch %d", s.Wanted.Epoch)}
+}
+
+func demotingMessage(users []string) string {
+	return "pods use the volumes: " + strings.Join(users, ", ") + "; stop them: this side stays the source until they are gone, so that nothing they write is lost"
 }
 
 func usersMessage(users []string) string {
@@ -283,8 +288,13 @@ func record(s Target, applied Recovery) Decision {
 // receiver says that its spool holds nothing the replica does not, and that is saved: a spool that is not sealed may hold the half of
 // a delta that the replica lacks, so before that nothing is removed. Then the receiver goes, whose pods hold the devices; then the
 // pair; then the spool. Only then may the application write.
+//
+// Before all that, this side has an epoch: one that a plan gave it, which vouches for it, or one of its own (see claim).
 func leaveTarget(s Source, links []Source) Decision {
 	r := s.Replica
+	if !entitled(s, links) {
+		return claim(s, links)
+	}
 	if len(r.Strays) > 0 {
 		return Decision{Step: RemoveStrays, Phase: Promoting, Reason: ReasonLeavingTarget, Poll: Quick, Message: "removing " + strings.Join(r.Strays, ", ")}
 	}
@@ -313,9 +323,13 @@ func settle(s Source, links []Source) Decision {
 	case r.Receiver == Absent:
 		return promoting(StartReceiver, ReasonLeavingTarget, "the receiver is needed once more to apply what the spool holds", Quick)
 	}
+	var lost []string
 	for _, link := range links {
 		if d, fenced := fence(s, link.Peer); !fenced {
 			return d
+		}
+		if !link.Peer.Asked {
+			lost = append(lost, link.Peer.Name)
 		}
 	}
 	switch {
@@ -325,9 +339,11 @@ func settle(s Source, links []Source) Decision {
 		return wait(Promoting, ReasonApplying, "waiting for the receiver to apply what it has"+because(r.State.Progress), Quick)
 	// A former source that received nothing yet holds the point it left with.
 	case r.State.Applied.Point == "" && s.Recovery.Point == "":
-		return wait(Failed, ReasonNothingToPromote, "the volumes hold no recovery point, so there is nothing to promote; set spec.role back to target, or delete this Replication to use the claims as they are", Patient)
+		return nothingToPromote()
 	}
-	return promoting(SealSpool, ReasonLeavingTarget, fmt.Sprintf("the replica holds point %s whole", cmp.Or(r.State.Applied.Point, s.Recovery.Point)), 0)
+	d := promoting(SealSpool, ReasonLeavingTarget, fmt.Sprintf("the replica holds point %s whole", cmp.Or(r.State.Applied.Point, s.Recovery.Point)), 0)
+	d.Lost = lost
+	return d
 }
 
 // fence makes sure that no source commits here any more. A connection that was made before the receiver was closed may still become a
@@ -335,15 +351,15 @@ func settle(s Source, links []Source) Decision {
 // which it refuses the old one.
 // Every peer is asked, whichever link the replica was received through: each may have become the source since.
 func fence(s Source, p Peer) (Decision, bool) {
+	// One that the epoch was taken without may be back and know nothing of it yet.
+	lost := slices.Contains(s.Lost, p.Name) && max(p.Stand.Epoch, p.InForce.Epoch) < s.Wanted.Epoch
 	switch {
-	case p.Asked && (!p.Found || p.InForce.Role == v1alpha1.RoleTarget || p.Stand.Role == v1alpha1.RoleTarget && p.Quiet):
+	case p.Asked && (!p.Found || p.Stand.Role == v1alpha1.RoleTarget && (p.InForce.Role == v1alpha1.RoleTarget || p.Quiet)):
 		return Decision{}, true
-	case p.Asked && p.Stand.Role == v1alpha1.RoleTarget:
-		return wait(Promoting, ReasonPeerIsSource, fmt.Sprintf("waiting for cluster %s to leave its role as source: %s", p.Name, p.WaitingFor), Quick), false
-	case p.Asked:
-		return wait(Waiting, ReasonPeerIsSource, fmt.Sprintf("cluster %s is the source still: stop the application there and set spec.role to target first", p.Name), Steady), false
-	case s.Wanted.Epoch <= s.InForce.Epoch:
-		return wait(Waiting, ReasonLinkLost, fmt.Sprintf("cluster %s does not answer (%s), and may be the source still: set spec.epoch to more than %d to promote without it", p.Name, p.Trouble, s.InForce.Epoch), Steady), false
+	case p.Asked && !lost && p.Stand.Role == v1alpha1.RoleTarget:
+		return wait(Promoting, ReasonPeerIsSource, leaving(p), Quick), false
+	case p.Asked && !lost:
+		return wait(Waiting, ReasonPeerIsSource, wrongOrder(s, p), Steady), false
 	case s.Replica.Receiver == Outdated:
 		return Decision{Step: StartReceiver, Phase: Promoting, Reason: ReasonLeavingTarget, Poll: Quick,
 			Message: fmt.Sprintf("starting the receiver in epoch %d, in which it refuses the former source", s.Wanted.Epoch)}, false

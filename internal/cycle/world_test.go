@@ -40,12 +40,14 @@ type snap struct {
 type cluster struct {
 	name    string
 	peer    *cluster
-	wanted  Stand
-	app     bool // pods of the application run
+	wanted  Stand // as in the spec
+	app     bool  // pods of the application run
 	volumes [members]int
 	whole   [members]int // what the volumes held when they were last of one point, or the application's
 
 	// status
+	taken    int64 // an epoch of its own, good as long as the spec is what it was
+	takenFor Stand
 	inForce  Stand
 	session  *Session
 	last     *Ended
@@ -101,6 +103,17 @@ func newWorld(t *testing.T, crashAt int) *world {
 	w.east.app = true
 	return w
 }
+
+// stand is role and epoch as the controller derives them from spec and status.
+func (c *cluster) stand() Stand {
+	s := Stand{c.wanted.Role, max(c.wanted.Epoch, c.inForce.Epoch)}
+	if s.Role == v1alpha1.RoleSource && c.takenFor == c.wanted {
+		s.Epoch = max(s.Epoch, c.taken)
+	}
+	return s
+}
+
+func (c *cluster) reached() bool { return c.inForce == c.stand() }
 
 func (w *world) see(c *cluster) (Source, Target) {
 	var snaps, keeps []Snapshot
@@ -168,17 +181,17 @@ func (w *world) see(c *cluster) (Source, Target) {
 		users = []string{"app-0"}
 	}
 	source := Source{
-		Now: w.now, Wanted: c.wanted, InForce: c.inForce, TriggerNow: c.trigger, Create: true, Session: c.session, Last: c.last, Failures: c.failures,
+		Cluster: c.name, Now: w.now, Wanted: c.stand(), InForce: c.inForce, TriggerNow: c.trigger, Create: true, Session: c.session, Last: c.last, Failures: c.failures,
 		Recovery: c.recovery, Snapshots: snaps, Clones: clones, Mover: mover, Stale: stale, Replica: replica,
-		Peer: Peer{Name: c.peer.name, Link: v1alpha1.LinkConnected, Asked: true, Found: true, Stand: c.peer.wanted, InForce: c.peer.inForce,
-			ReceiverReady: c.peer.ready, Well: c.peer.well, Quiet: c.peer.session == nil && c.peer.observed == c.peer.wanted, Members: true, Recovery: c.peer.recovery},
+		Peer: Peer{Name: c.peer.name, Link: v1alpha1.LinkConnected, Asked: true, Found: true, Stand: c.peer.stand(), InForce: c.peer.inForce, PrepareDue: true,
+			ReceiverReady: c.peer.ready, Well: c.peer.well, Quiet: c.peer.session == nil && c.peer.observed == c.peer.wanted, Members: true, Agreed: true, Recovery: c.peer.recovery},
 	}
 	if c.size != c.peer.size {
 		source.Peer.Sizes = []Sizes{{Claim: "m0", PeerClaim: "m0", Here: int64(c.size), There: int64(c.peer.size)}}
 		source.Peer.PrepareDue = c.peer.wish != c.size
 	}
 	target := Target{
-		Now: w.now, Wanted: c.wanted, InForce: c.inForce, Users: users, Session: c.session, Mover: mover, Leftover: leftover,
+		Now: w.now, Wanted: c.stand(), InForce: c.inForce, Users: users, Session: c.session, Mover: mover, Leftover: leftover,
 		Replica: replica, Recorded: c.recovery, Retain: 2, Snapshots: keeps, SourceQuiet: source.Peer.Quiet,
 	}
 	if c.wish > c.size {
@@ -214,7 +227,7 @@ func (w *world) step(c *cluster) Decision {
 	}
 	c.well, c.observed = d.Ready, c.wanted
 	if d.Step != StartSession {
-		c.ready = d.Ready && c.inForce.Role == v1alpha1.RoleTarget && c.inForce == c.wanted && (c.applied == nil || c.applied.id == c.recovery.Point)
+		c.ready = d.Ready && c.inForce.Role == v1alpha1.RoleTarget && c.reached() && (c.applied == nil || c.applied.id == c.recovery.Point)
 	}
 	return d
 }
@@ -239,11 +252,15 @@ func (w *world) act(c *cluster, d Decision) []func() {
 	switch d.Step {
 	case TakeRole:
 		do(func() {
-			c.inForce = c.wanted
+			c.inForce = c.stand()
 			if c.wanted.Role == v1alpha1.RoleTarget {
 				c.base = ""
 			}
 		})
+	case TakeEpoch:
+		do(func() { c.taken, c.takenFor = d.Epoch, c.wanted })
+	case PreparePeer:
+		do(func() { c.peer.wanted.Epoch = max(c.peer.wanted.Epoch, c.stand().Epoch) })
 	case StartSession:
 		w.points++
 		p := fmt.Sprintf("p%02d", w.points)
@@ -425,7 +442,7 @@ func (w *world) invariants(c *cluster) {
 	if len(c.jobs) > 1 {
 		fail("two movers at once")
 	}
-	if c.inForce.Role == v1alpha1.RoleSource && (c.pair || c.receiver || c.spool) && c.inForce == c.wanted {
+	if c.inForce.Role == v1alpha1.RoleSource && (c.pair || c.receiver || c.spool) && c.reached() {
 		fail("source in force beside a replica")
 	}
 	if c.inForce.Role == v1alpha1.RoleTarget && (len(c.jobs) > 0 || len(c.clones) > 0 || len(c.snapshots) > 0) {
@@ -516,9 +533,9 @@ func (w *world) story() {
 		w.sync(from, "final-to-"+to.name)
 		want := from.volumes
 		from.wanted = Stand{v1alpha1.RoleTarget, epoch}
-		w.until("hand over", func() bool { return from.inForce == from.wanted })
+		w.until("hand over", from.reached)
 		to.wanted = Stand{v1alpha1.RoleSource, epoch}
-		w.until("promote", func() bool { return to.inForce == to.wanted })
+		w.until("promote", to.reached)
 		if to.volumes != want {
 			w.t.Fatalf("%s has %v after the move, want %v\n%s", to.name, to.volumes, want, lines(w.trace))
 		}
@@ -533,6 +550,45 @@ func (w *world) story() {
 	w.until("all is tidy", func() bool {
 		return w.east.session == nil && len(w.east.clones) == 0 && len(w.east.jobs) == 0 && len(w.east.snapshots) == 1
 	})
+}
+
+// handStory is a failover by hand and home again: roles alone are set, old source first, and epochs advance by themselves.
+func (w *world) handStory() {
+	w.sync(w.east, "first")
+	exchange := func(from, to *cluster) {
+		epoch := from.inForce.Epoch
+		from.app = false
+		w.turn()
+		w.sync(from, "final-to-"+to.name)
+		want := from.volumes
+		from.wanted.Role = v1alpha1.RoleTarget
+		w.until("hand over", func() bool { return from.inForce.Role == v1alpha1.RoleTarget })
+		to.wanted.Role = v1alpha1.RoleSource
+		w.until("promote", func() bool { return to.inForce.Role == v1alpha1.RoleSource })
+		if to.volumes != want || to.inForce.Epoch <= epoch {
+			w.t.Fatalf("%s has %v in epoch %d, want %v in more than %d\n%s", to.name, to.volumes, to.inForce.Epoch, want, epoch, lines(w.trace))
+		}
+		to.app = true
+		w.until("reverse replication", func() bool {
+			return to.last != nil && to.last.Committed && to.recovery.Epoch == to.inForce.Epoch && to.session == nil && from.inForce.Epoch == to.inForce.Epoch
+		})
+	}
+	exchange(w.east, w.west)
+	exchange(w.west, w.east)
+	w.sync(w.east, "after")
+}
+
+// M-125, M-143: whatever effect a manager dies before, roles by hand are exchanged and back, and nothing is lost.
+func TestRolesByHandSurviveACrashBetweenAnyTwoEffects(t *testing.T) {
+	dry := newWorld(t, 0)
+	dry.handStory()
+	for crashAt := 1; crashAt < dry.effects; crashAt++ {
+		w := newWorld(t, crashAt)
+		w.handStory()
+		if !w.crashed {
+			t.Fatalf("crash %d never came", crashAt)
+		}
+	}
 }
 
 func TestTheStoryWithoutACrash(t *testing.T) {
@@ -657,17 +713,17 @@ func TestPromotionTakenBackAnywhere(t *testing.T) {
 		w.sync(w.east, "first")
 		w.east.app = false
 		w.east.wanted = Stand{v1alpha1.RoleTarget, 1}
-		w.until("east is target", func() bool { return w.east.inForce == w.east.wanted })
+		w.until("east is target", w.east.reached)
 		w.west.wanted = Stand{v1alpha1.RoleSource, 1}
 		for range after {
-			if w.west.inForce == w.west.wanted {
+			if w.west.inForce.Role == v1alpha1.RoleSource {
 				break
 			}
 			w.step(w.west)
 			w.turn()
 		}
 		w.west.wanted = Stand{v1alpha1.RoleTarget, 1}
-		w.until("west is target", func() bool { return w.west.inForce == w.west.wanted })
+		w.until("west is target", w.west.reached)
 		w.east.wanted = Stand{v1alpha1.RoleSource, 1}
 		w.sync(w.east, "again")
 	}
@@ -688,10 +744,10 @@ func TestAPromotionWaitsForTheFormerSourcesSession(t *testing.T) {
 		want := w.east.volumes
 		w.west.wanted, w.east.wanted = Stand{v1alpha1.RoleSource, 2}, Stand{v1alpha1.RoleTarget, 2}
 		w.until("promoted", func() bool {
-			if w.west.inForce == w.west.wanted && (w.east.session != nil || len(w.east.jobs) > 0) && w.east.jobs[w.east.last.Point] != "committed" {
+			if w.west.reached() && (w.east.session != nil || len(w.east.jobs) > 0) && w.east.jobs[w.east.last.Point] != "committed" {
 				t.Fatalf("promoted beside a source's session\n%s", lines(w.trace))
 			}
-			return w.west.inForce == w.west.wanted
+			return w.west.reached()
 		})
 		if got := w.west.volumes; got[0] != got[1] || got[0] > want[0] {
 			t.Fatalf("promoted with %v", got)

@@ -58,7 +58,7 @@ func AddToManager(ctx context.Context, m manager.Manager, o Options) (*Link, err
 	peers := NewPeers(PeersOptions{Cluster: o.Cluster, Version: o.Version, Own: own, Now: o.Now, Log: log})
 	server := control.NewServer(control.ServerOptions{
 		Cluster: o.Cluster, Version: o.Version, Own: own, Address: o.Address, Now: o.Now, Log: log,
-		Client: m.GetClient(), Trust: reader,
+		Client: m.GetClient(), Live: reader, Trust: reader,
 		Sink: o.Sink, Nudge: o.Nudge, Application: o.Application,
 	})
 	for _, runnable := range []manager.Runnable{server, peers} {

@@ -152,8 +152,14 @@ func (r *Reconciler) preparePeer(ctx context.Context, v *view) error {
 	if err != nil || group == nil {
 		return err
 	}
+	if len(v.rep.Spec.Rlinks) > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, answerWithin)
+		defer cancel()
+	}
 	answer, err := peer.PrepareReplication(ctx, prepareRequest(v, group))
 	p := preparation{at: v.now, message: answer.Message}
+	v.agreed = err == nil
 	if reason := control.RefusedReason(err); reason != "" {
 		p.declined = &cycle.Problem{Reason: declinedReason(reason), Message: err.Error()}
 		err = nil
@@ -180,16 +186,22 @@ func declinedReason(reason string) string {
 	return reasonPeerDeclined
 }
 
+// inverse leads back. Where two lead to one, the first by name is gone back to.
+func inverse(m map[string]string) map[string]string {
+	if len(m) == 0 {
+		return nil
+	}
+	out := map[string]string{}
+	for _, here := range slices.Backward(slices.Sorted(maps.Keys(m))) {
+		out[m[here]] = here
+	}
+	return out
+}
+
 // prepareRequest describes this side as the peer shall mirror it: names and pvcMap inverted.
 func prepareRequest(v *view, group *v1alpha1.PVCGroup) control.PrepareRequest {
 	link := *v.rlink.DeepCopy()
-	link.PVCMap = nil
-	for here, there := range v.rlink.PVCMap {
-		if link.PVCMap == nil {
-			link.PVCMap = map[string]string{}
-		}
-		link.PVCMap[there] = here
-	}
+	link.PVCMap, link.StorageClassMap = inverse(v.rlink.PVCMap), inverse(v.rlink.StorageClassMap)
 	link.SuspendReplication = false
 	request := control.PrepareRequest{
 		Key: v.key(),
@@ -202,7 +214,7 @@ func prepareRequest(v *view, group *v1alpha1.PVCGroup) control.PrepareRequest {
 	}
 	for _, m := range v.members {
 		claim := control.Claim{Name: v.peerName(m.Name), SizeBytes: m.Size(), VolumeMode: string(corev1.PersistentVolumeFilesystem),
-			StorageClass: m.StorageClass(), Labels: m.Claim.Labels, Annotations: map[string]string{v1alpha1.AnnotationCreatedFor: v.rep.Name}}
+			StorageClass: v.peerClass(m.StorageClass()), Labels: m.Claim.Labels, Annotations: map[string]string{v1alpha1.AnnotationCreatedFor: v.rep.Name}}
 		if m.Block() {
 			claim.VolumeMode = string(corev1.PersistentVolumeBlock)
 		}
@@ -216,6 +228,8 @@ func prepareRequest(v *view, group *v1alpha1.PVCGroup) control.PrepareRequest {
 
 // nudge lets the peer look at what was committed there now. When it is lost, the peer looks by itself a little later.
 func (r *Reconciler) nudge(ctx context.Context, v *view) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	peer, err := r.Peers.Client(v.rlink.ClusterPair)
 	if err == nil {
 		err = peer.Nudge(ctx, "Replication", v.key())

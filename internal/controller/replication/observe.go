@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -66,8 +67,9 @@ type view struct {
 	report  *engine.Report
 	state   *engine.State
 	replica replica
-	// point is the name of the session that StartSession begins.
-	point string
+	// point is the name of the session that StartSession begins, agreed is set once the peer found in PreparePeer that both sides fit.
+	point  string
+	agreed bool
 
 	source *cycle.Source
 	target *cycle.Target
@@ -101,8 +103,32 @@ func (s *sight) next() []cycle.Decision {
 
 func (v *view) key() types.NamespacedName { return client.ObjectKeyFromObject(v.rep) }
 
-func (v *view) wanted() cycle.Stand {
-	return cycle.Stand{Role: v.rep.Spec.Role, Epoch: max(v.rep.Spec.Epoch, 1)}
+func (v *view) wanted() cycle.Stand { return standOf(v.rep) }
+
+// standOf is the role a side shall have and the epoch it shall have it in, here or at a peer: epochs never go back, and one that was
+// claimed counts for the spec it was claimed for alone.
+func standOf(rep *v1alpha1.Replication) cycle.Stand {
+	stand := cycle.Stand{Role: rep.Spec.Role, Epoch: max(rep.Spec.Epoch, rep.Status.Epoch, 1)}
+	if c := claimed(rep); c != nil {
+		stand.Epoch = max(stand.Epoch, c.Epoch)
+	}
+	return stand
+}
+
+func claimed(rep *v1alpha1.Replication) *v1alpha1.ClaimedEpoch {
+	if c := rep.Status.ClaimedEpoch; c != nil && rep.Spec.Role == v1alpha1.RoleSource && c.Generation == rep.Generation {
+		return c
+	}
+	return nil
+}
+
+// brought is the epoch of the source that prepared this side last, 0 when none did.
+func brought(rep *v1alpha1.Replication) int64 {
+	epoch, err := strconv.ParseInt(rep.Annotations[v1alpha1.AnnotationSourceEpoch], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return epoch
 }
 
 func (v *view) inForce() cycle.Stand {
@@ -152,6 +178,14 @@ type common struct {
 	claims    []corev1.PersistentVolumeClaim
 	jobs      []batchv1.Job
 	pods      []corev1.Pod
+}
+
+// peerClass is the peer's storage class for a local one.
+func (v *view) peerClass(class string) string {
+	if there, ok := v.rlink.StorageClassMap[class]; ok {
+		return there
+	}
+	return class
 }
 
 // observe reads what the next step depends on, and no more.
@@ -460,9 +494,10 @@ func (r *Reconciler) observeSources(ctx context.Context, s *sight) error {
 		}
 		lead.source.Replica = lead.replica.seen
 	}
-	// Peers are asked only when a session could start, or when a replica is about to be promoted: nothing else depends on them.
-	replica := s.lead().source.Replica
-	promoting := s.lead().inForce().Role == v1alpha1.RoleTarget && replica.Spool != cycle.Absent && !replica.Sealed
+	// Peers are asked only when a session could start, or when this side is about to become the source: nothing else depends on them.
+	replica, inForce := s.lead().source.Replica, s.lead().inForce()
+	promoting := inForce.Role == "" || inForce.Role == v1alpha1.RoleTarget &&
+		(replica.Spool != cycle.Absent && !replica.Sealed || s.lead().wanted().Epoch <= max(inForce.Epoch, brought(s.rep)))
 	for _, v := range s.links {
 		c := v.source
 		if promoting || c.InForce == c.Wanted && c.Session == nil && !c.Suspended && c.Problem == nil {
@@ -478,11 +513,15 @@ func (r *Reconciler) observeSources(ctx context.Context, s *sight) error {
 
 func (r *Reconciler) observeSource(ctx context.Context, v *view, moving bool) error {
 	s := &cycle.Source{
-		Rlink: v.rlink.RlinkName, Now: v.now, Wanted: v.wanted(), InForce: v.inForce(), Suspended: v.rlink.SuspendReplication, Moving: moving, TriggerNow: v.rep.Spec.TriggerNow,
+		Rlink: v.rlink.RlinkName, Cluster: r.Cluster, Namespace: v.rep.Namespace, Name: v.rep.Name,
+		Now: v.now, Wanted: v.wanted(), InForce: v.inForce(), Acknowledged: v.rep.Spec.AcknowledgePeerLost, Brought: brought(v.rep), Suspended: v.rlink.SuspendReplication, Moving: moving, TriggerNow: v.rep.Spec.TriggerNow,
 		Problem: v.problem, Create: v.rlink.PeerObjects != v1alpha1.PeerObjectsManual,
 		Last: ended(v.status.LastSession), Failures: failures(v.status), Recovery: recovery(v.status.RecoveryPoint),
 	}
 	v.source = s
+	if c := claimed(v.rep); c != nil {
+		s.Lost = c.Lost
+	}
 	s.Scheduled, s.Look = look(v)
 	r.observeSession(ctx, v)
 	s.Session, s.Snapshots = session(v.status.Session), sessionSnapshots(v)
@@ -859,6 +898,11 @@ type preparation struct {
 	declined *cycle.Problem
 }
 
+// agreement names what both sides compare: this side's spec, in its epoch.
+func (v *view) agreement() v1alpha1.Agreement {
+	return v1alpha1.Agreement{Epoch: v.wanted().Epoch, Generation: v.rep.Generation}
+}
+
 // prepareEvery is how often a peer that is not ready is asked again.
 const prepareEvery = 5 * time.Second
 
@@ -964,11 +1008,12 @@ func (r *Reconciler) observePeer(ctx context.Context, v *view) cycle.Peer {
 	p.Asked = true
 	last := r.lastPreparation(v.linkKey())
 	p.Prepared, p.Declined, p.PrepareDue = last.message, last.declined, v.now.Sub(last.at) >= prepareEvery
+	p.Agreed = v.status.Agreed != nil && *v.status.Agreed == v.agreement()
 	if there == nil {
 		return p
 	}
 	p.Found = true
-	p.Stand = cycle.Stand{Role: there.Spec.Role, Epoch: max(there.Spec.Epoch, 1)}
+	p.Stand = standOf(there)
 	p.InForce = cycle.Stand{Role: there.Status.Role, Epoch: there.Status.Epoch}
 	p.Members, p.Lacks = sameMembers(v, there.Status.Claims), lacks(there)
 	p.Sizes, p.Stuck = sizesThere(v, there), there.Status.Phase == cycle.Failed

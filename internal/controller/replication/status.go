@@ -3,6 +3,7 @@ package replication
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,6 +29,7 @@ const (
 	reasonNoRecoveryPoint = "NoRecoveryPoint"
 	reasonSessionFailed   = "SessionFailed"
 	reasonSource          = "Source"
+	reasonTakenOver       = "TakenOver"
 	reasonReplica         = "Replica"
 	reasonPromoting       = "Promoting"
 )
@@ -57,6 +59,9 @@ func (r *Reconciler) tell(seen *sight, next []cycle.Decision, acted []error) {
 		tellPoints(v)
 		tellSchedule(v, d)
 		tellProgress(v, d)
+	}
+	if status.ClaimedEpoch != nil && (claimed(seen.rep) == nil || status.Role == v1alpha1.RoleSource) {
+		status.ClaimedEpoch = nil
 	}
 	tellGone(seen)
 	tellConditions(seen, next, acted)
@@ -91,8 +96,20 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 		v.status.RecoveryPoint = nil
 	}
 	switch d.Step {
+	case cycle.PreparePeer:
+		v.status.Agreed = nil
+		if v.agreed {
+			agreement := v.agreement()
+			v.status.Agreed = &agreement
+		}
+	case cycle.TakeEpoch:
+		v.rep.Status.ClaimedEpoch = &v1alpha1.ClaimedEpoch{Epoch: d.Epoch, Generation: v.rep.Generation, Lost: d.Lost}
 	case cycle.TakeRole:
-		v.rep.Status.Role, v.rep.Status.Epoch = v.wanted().Role, v.wanted().Epoch
+		stand := v.wanted()
+		if v.lead && v.source != nil && v.rep.Status.Takeover == nil {
+			takeOver(v, nil)
+		}
+		v.rep.Status.Role, v.rep.Status.Epoch = stand.Role, stand.Epoch
 		if v.target != nil {
 			v.status.BasePoint, v.status.NextRun = "", nil
 		}
@@ -107,14 +124,46 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 		v.status.Session.CutAt = &at
 	case cycle.CommitSession:
 		end(v, resultCommitted, "", v.report)
+		resynchronised(v)
 	case cycle.FailSession:
 		end(v, resultFailed, d.Message, v.report)
 	case cycle.SealSpool:
 		if applied := v.replica.seen.State.Applied; applied.Point != "" {
 			v.status.RecoveryPoint = point(applied, nil)
 		}
+		takeOver(v, d.Lost)
 	case cycle.RecordPoint:
+		// What this side was taken over with is another source's now.
+		v.rep.Status.Takeover = nil
 		v.status.RecoveryPoint = point(v.target.Replica.State.Applied, nil)
+	}
+}
+
+// takeOver remembers that this side becomes the source without having asked all others.
+func takeOver(v *view, lost []string) {
+	if c := claimed(v.rep); c != nil {
+		lost = append(slices.Clone(lost), c.Lost...)
+	}
+	slices.Sort(lost)
+	if lost = slices.Compact(lost); len(lost) == 0 {
+		return
+	}
+	t := &v1alpha1.TakeoverStatus{Epoch: v.wanted().Epoch, At: metav1.NewTime(v.now), Clusters: lost}
+	if p := v.status.RecoveryPoint; p != nil {
+		t.Point = p.Point
+	}
+	v.rep.Status.Takeover = t
+}
+
+// resynchronised takes a cluster off the takeover: it has committed what this source sent, so it is a target that holds what is here.
+func resynchronised(v *view) {
+	t := v.rep.Status.Takeover
+	if t == nil || v.status.RecoveryPoint.Epoch < t.Epoch {
+		return
+	}
+	t.Clusters = slices.DeleteFunc(t.Clusters, func(cluster string) bool { return cluster == v.peerCluster() })
+	if len(t.Clusters) == 0 {
+		v.rep.Status.Takeover = nil
 	}
 }
 
@@ -372,6 +421,10 @@ func atomicity(v *view) string {
 
 func promoted(v *view, d cycle.Decision) (metav1.ConditionStatus, string, string) {
 	switch {
+	case v.rep.Status.Role == v1alpha1.RoleSource && v.rep.Status.Takeover != nil:
+		t := v.rep.Status.Takeover
+		return metav1.ConditionTrue, reasonTakenOver, fmt.Sprintf("the claims belong to the application; they were taken over with point %s, without cluster %s: set spec.role to target there, and it is resynchronised",
+			t.Point, strings.Join(t.Clusters, ", "))
 	case v.rep.Status.Role == v1alpha1.RoleSource:
 		return metav1.ConditionTrue, reasonSource, "the claims belong to the application"
 	case v.rep.Spec.Role == v1alpha1.RoleSource:

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -166,6 +168,11 @@ func decide(want wanted, have found) (work, error) {
 	var conflicts []string
 	for _, claim := range want.Claims {
 		existing := have.claims[claim.Name]
+		if existing == nil && want.manual() {
+			conflicts = append(conflicts, fmt.Sprintf("claim %s/%s does not exist on cluster %s: make it with %s, or set peerObjects to Create",
+				want.Key.Namespace, claim.Name, want.here, bytesText(claim.SizeBytes)))
+			continue
+		}
 		if existing == nil {
 			made, late, err := newClaim(want, claim, have.classes)
 			if err != nil {
@@ -218,8 +225,29 @@ func fence(want wanted, existing *v1alpha1.Replication) error {
 	return nil
 }
 
+// link is the caller's link to this side.
+func (w wanted) link() v1alpha1.Rlink {
+	if len(w.Spec.Rlinks) == 0 {
+		return v1alpha1.Rlink{}
+	}
+	return w.Spec.Rlinks[0]
+}
+
+// manual reports that the objects are made by hand: they are compared, and only the epoch follows.
+func (w wanted) manual() bool { return w.link().PeerObjects == v1alpha1.PeerObjectsManual }
+
 func decideGroup(want wanted, have found, todo *work) string {
 	existing := have.group
+	if existing == nil && want.manual() {
+		return fmt.Sprintf("PVCGroup %s/%s does not exist on cluster %s: make it, or set peerObjects to Create", want.Key.Namespace, want.Spec.PVCGroupName, want.here)
+	}
+	if existing != nil && existing.Spec.Selector == nil && want.Group.Selector == nil && len(existing.Spec.PVCList) != len(want.Group.PVCList) {
+		if existing.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat {
+			return (&DifferError{Object: fmt.Sprintf("PVCGroup %s/%s", existing.Namespace, existing.Name), Field: "the number of members",
+				HereCluster: want.here, Here: fmt.Sprintf("%d, %s,", len(existing.Spec.PVCList), describe(existing.Spec)),
+				ThereCluster: want.caller, There: fmt.Sprintf("%d, %s,", len(want.Group.PVCList), describe(want.Group)), Do: "make them equal"}).Error()
+		}
+	}
 	if existing == nil {
 		group := &v1alpha1.PVCGroup{Spec: want.Group}
 		group.Namespace, group.Name, group.Labels = want.Key.Namespace, want.Spec.PVCGroupName, managedLabels()
@@ -271,9 +299,14 @@ func describe(spec v1alpha1.PVCGroupSpec) string {
 // decideReplication creates the target, or lets it follow the source. What a person made keeps its rlinks: only the epoch
 // follows there. A Replication made by Lifeboat follows in everything but its role.
 func decideReplication(want wanted, existing *v1alpha1.Replication, todo *work) string {
+	epoch := strconv.FormatInt(max(want.Spec.Epoch, 1), 10)
+	if existing == nil && want.manual() {
+		return fmt.Sprintf("Replication %s does not exist on cluster %s: make it with role target, or set peerObjects to Create", want.Key, want.here)
+	}
 	if existing == nil {
 		replication := &v1alpha1.Replication{Spec: want.Spec}
 		replication.Namespace, replication.Name, replication.Labels = want.Key.Namespace, want.Key.Name, managedLabels()
+		replication.Annotations = map[string]string{v1alpha1.AnnotationSourceEpoch: epoch}
 		todo.create = append(todo.create, replication)
 		return ""
 	}
@@ -287,17 +320,63 @@ func decideReplication(want wanted, existing *v1alpha1.Replication, todo *work) 
 	}
 	changed := existing.DeepCopy()
 	changed.Spec.Epoch = max(want.Spec.Epoch, existing.Spec.Epoch)
-	if existing.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat {
-		changed.Spec.Rlinks = want.Spec.Rlinks
+	// Brought in the same write: an epoch that a source brings is not one to become the source in.
+	if changed.Spec.Epoch == max(want.Spec.Epoch, 1) {
+		metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationSourceEpoch, epoch)
 	}
 	sizes := sourceSizes(existing, todo.grow)
 	if sizes != existing.Annotations[v1alpha1.AnnotationSourceSizes] {
 		metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationSourceSizes, sizes)
 	}
-	if same, err := sameJSON(changed.Spec, existing.Spec); err != nil || !same || sizes != existing.Annotations[v1alpha1.AnnotationSourceSizes] {
+	if d := decideLink(want, changed); d != "" {
+		return d
+	}
+	same, err := sameJSON(changed.Spec, existing.Spec)
+	if err != nil || !same || !maps.Equal(changed.Annotations, existing.Annotations) {
 		todo.update = append(todo.update, changed)
 	}
 	return ""
+}
+
+// decideLink lets the caller's link follow where Lifeboat made the Replication, and compares it where a person did. Links to other clusters
+// stay as they are.
+func decideLink(want wanted, changed *v1alpha1.Replication) string {
+	link := want.link()
+	i := slices.IndexFunc(changed.Spec.Rlinks, func(l v1alpha1.Rlink) bool { return l.RlinkName == link.RlinkName })
+	if changed.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat && !want.manual() {
+		same := slices.IndexFunc(changed.Spec.Rlinks, func(l v1alpha1.Rlink) bool { return l.ClusterPair == link.ClusterPair })
+		switch {
+		case i >= 0 && changed.Spec.Rlinks[i].ClusterPair != link.ClusterPair && same != i:
+			return fmt.Sprintf("Replication %s: rlink %s leads to another cluster than %s on cluster %s (ClusterPair %s): give the link the same name on both sides, and each its own",
+				want.Key, link.RlinkName, want.caller, want.here, changed.Spec.Rlinks[i].ClusterPair)
+		case same >= 0:
+			changed.Spec.Rlinks[same] = link
+		default:
+			changed.Spec.Rlinks = append(changed.Spec.Rlinks, link)
+		}
+		return ""
+	}
+	if i < 0 {
+		return "" // made by hand with a name of its own: nothing is known of it
+	}
+	here := changed.Spec.Rlinks[i].PVCMap
+	for _, claim := range want.Claims {
+		mine, theirs := mapped(here, claim.Name), mapped(link.PVCMap, claim.Name)
+		if mine != theirs {
+			return (&DifferError{Object: fmt.Sprintf("Replication %s", want.Key), Field: fmt.Sprintf("the counterpart of claim %s, by spec.rlinks[%s].pvcMap,", claim.Name, link.RlinkName),
+				HereCluster: want.here, Here: mine, ThereCluster: want.caller, There: theirs,
+				Do: fmt.Sprintf("each map leads from the local claim to the other side's, so the two are each other's inverse: %s: %s on cluster %s, %s: %s on cluster %s",
+					claim.Name, theirs, want.here, theirs, claim.Name, want.caller)}).Error()
+		}
+	}
+	return ""
+}
+
+func mapped(m map[string]string, claim string) string {
+	if there, ok := m[claim]; ok {
+		return there
+	}
+	return claim
 }
 
 // sourceSizes is the annotation of that name with what shall grow now. Sizes only ever grow.
@@ -399,6 +478,10 @@ func bindsLate(class *string, classes []storagev1.StorageClass) string {
 
 func newClaim(want wanted, claim Claim, classes []storagev1.StorageClass) (made *corev1.PersistentVolumeClaim, late string, err error) {
 	class, ok := chooseClass(claim.StorageClass, classes)
+	if _, named := want.link().StorageClassMap[claim.StorageClass]; named && class != claim.StorageClass {
+		return nil, "", refuse(ReasonNoStorageClass, "claim %s/%s: cluster %s has no storage class %q, which storageClassMap of cluster %s names: make it, or correct the map",
+			want.Key.Namespace, claim.Name, want.here, claim.StorageClass, want.caller)
+	}
 	if !ok {
 		return nil, "", refuse(ReasonNoStorageClass, "claim %s/%s: cluster %s has no storage class %q and no default class: make one of that name, "+
 			"mark a class as default, or make the claim yourself", want.Key.Namespace, claim.Name, want.here, claim.StorageClass)

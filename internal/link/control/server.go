@@ -53,6 +53,8 @@ type ServerOptions struct {
 	Own identity.Source
 	// Client acts on this cluster's API server.
 	Client client.Client
+	// Live reads from the API server; Client when nil.
+	Live client.Reader
 	// Trust reads pairs and their Secrets; Client when nil.
 	Trust client.Reader
 	// Sink keeps application snapshots; pushes are refused when nil.
@@ -325,7 +327,7 @@ func (s *Server) Hello(context.Context, *linkpb.HelloRequest) (*linkpb.HelloResp
 // ObservePlan implements the service.
 func (s *Server) ObservePlan(ctx context.Context, r *linkpb.ObservePlanRequest) (*linkpb.ObservePlanResponse, error) {
 	var plan v1alpha1.DisasterRecoveryPlan
-	data, err := s.observe(ctx, r.GetKey(), &plan)
+	data, err := observe(ctx, s.Client, r.GetKey(), &plan)
 	if err != nil || data == nil {
 		return &linkpb.ObservePlanResponse{}, err
 	}
@@ -343,16 +345,24 @@ func (s *Server) ObservePlan(ctx context.Context, r *linkpb.ObservePlanRequest) 
 
 // ObserveReplication implements the service.
 func (s *Server) ObserveReplication(ctx context.Context, r *linkpb.ObserveReplicationRequest) (*linkpb.ObserveReplicationResponse, error) {
-	data, err := s.observe(ctx, r.GetKey(), &v1alpha1.Replication{})
+	// Peers decide by this answer who may write: it never comes from a cache.
+	data, err := observe(ctx, s.live(), r.GetKey(), &v1alpha1.Replication{})
 	if err != nil || data == nil {
 		return &linkpb.ObserveReplicationResponse{}, err
 	}
 	return &linkpb.ObserveReplicationResponse{Found: true, Replication: data}, nil
 }
 
+func (s *Server) live() client.Reader {
+	if s.Live != nil {
+		return s.Live
+	}
+	return s.Client
+}
+
 // observe returns the object as JSON; nil when there is none.
-func (s *Server) observe(ctx context.Context, key *linkpb.ObjectKey, object client.Object) ([]byte, error) {
-	err := s.Client.Get(ctx, fromKey(key), object)
+func observe(ctx context.Context, reader client.Reader, key *linkpb.ObjectKey, object client.Object) ([]byte, error) {
+	err := reader.Get(ctx, fromKey(key), object)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
