@@ -77,6 +77,14 @@ func plan(edit func(*v1alpha1.DisasterRecoveryPlan)) client.Object {
 	return p
 }
 
+func rlinks(n int) []v1alpha1.Rlink {
+	links := make([]v1alpha1.Rlink, n)
+	for i := range links {
+		links[i] = v1alpha1.Rlink{RlinkName: fmt.Sprintf("to-%d", i), ClusterPair: fmt.Sprintf("cluster-%d", i)}
+	}
+	return links
+}
+
 func members(n int) []v1alpha1.PVCRef {
 	refs := make([]v1alpha1.PVCRef, n)
 	for i := range refs {
@@ -104,9 +112,23 @@ func TestRulesAtCreation(t *testing.T) {
 		{"a group has 16 members unless it says more",
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.PVCList, g.Spec.MaxMembers = members(17), 17 }),
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.PVCList = members(17) }), "raise maxMembers"},
+		// M-083
 		{"a role is source or target",
 			replication(func(r *v1alpha1.Replication) { r.Spec.Role = v1alpha1.RoleTarget }),
 			replication(func(r *v1alpha1.Replication) { r.Spec.Role = "primary" }), "role"},
+		// M-084
+		{"a replication has up to eight links",
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks = rlinks(8) }),
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks = rlinks(9) }), "must have at most 8 items"},
+		{"each link has a pair of its own",
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks = rlinks(2) }),
+			replication(func(r *v1alpha1.Replication) {
+				r.Spec.Rlinks = rlinks(2)
+				r.Spec.Rlinks[1].ClusterPair = r.Spec.Rlinks[0].ClusterPair
+			}), "a ClusterPair of its own"},
+		{"an acknowledgement is the name of a point",
+			replication(func(r *v1alpha1.Replication) { r.Spec.AcknowledgePeerLost = "20260131t120000-1a2b3c" }),
+			replication(func(r *v1alpha1.Replication) { r.Spec.AcknowledgePeerLost = strings.Repeat("a", 65) }), "acknowledgePeerLost"},
 		{"the name of a replication leaves room for the names made from it",
 			replication(func(r *v1alpha1.Replication) { r.Name = strings.Repeat("a", 40) }),
 			replication(func(r *v1alpha1.Replication) { r.Name = strings.Repeat("a", 41) }), "at most 40 characters"},

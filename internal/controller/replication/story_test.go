@@ -134,7 +134,7 @@ func TestAManagerThatDiesAtEveryWriteGetsThere(t *testing.T) {
 	}
 }
 
-// What somebody removes by hand while a session runs is made again, or the session fails and says so, and the next one succeeds.
+// M-098: what somebody removes by hand while a session runs is made again, or the session fails and says so, and the next one succeeds.
 func TestRemovedByHand(t *testing.T) {
 	for name, remove := range map[string]func(w *world, point string) client.Object{
 		"the mover's Job": func(w *world, point string) client.Object {
