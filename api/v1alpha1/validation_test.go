@@ -107,6 +107,16 @@ func TestRulesAtCreation(t *testing.T) {
 		{"a role is source or target",
 			replication(func(r *v1alpha1.Replication) { r.Spec.Role = v1alpha1.RoleTarget }),
 			replication(func(r *v1alpha1.Replication) { r.Spec.Role = "primary" }), "role"},
+		{"movers carry the user's annotations, not ours", // M-094
+			replication(func(r *v1alpha1.Replication) {
+				r.Spec.Mover = &v1alpha1.Mover{Image: "lifeboat:2", ImagePullPolicy: "Always", PodAnnotations: map[string]string{"k8s.v1.cni.cncf.io/networks": "net"}}
+			}),
+			replication(func(r *v1alpha1.Replication) {
+				r.Spec.Mover = &v1alpha1.Mover{PodAnnotations: map[string]string{"lifeboat.dev/config": "x"}}
+			}), "are not the user's"},
+		{"a pull policy is one of Kubernetes'", // M-094
+			replication(func(r *v1alpha1.Replication) { r.Spec.Mover = &v1alpha1.Mover{ImagePullPolicy: "Never"} }),
+			replication(func(r *v1alpha1.Replication) { r.Spec.Mover = &v1alpha1.Mover{ImagePullPolicy: "Sometimes"} }), "imagePullPolicy"},
 		{"the name of a replication leaves room for the names made from it",
 			replication(func(r *v1alpha1.Replication) { r.Name = strings.Repeat("a", 40) }),
 			replication(func(r *v1alpha1.Replication) { r.Name = strings.Repeat("a", 41) }), "at most 40 characters"},
