@@ -30,6 +30,7 @@ const (
 	reasonSource          = "Source"
 	reasonReplica         = "Replica"
 	reasonPromoting       = "Promoting"
+	reasonLeftBehind      = "LeftBehind"
 )
 
 // tell writes what was seen, decided and done into the status. What is remembered changes only when the step went through.
@@ -224,7 +225,7 @@ func (r *Reconciler) primary(v *view) string {
 }
 
 func waitingFor(d cycle.Decision) string {
-	if d.Step == cycle.Rest && d.Reason != cycle.ReasonSuspended && d.Reason != cycle.ReasonRetryLater {
+	if d.Step == cycle.Rest && d.Reason != cycle.ReasonSuspended && d.Reason != cycle.ReasonRetryLater && d.Reason != cycle.ReasonSourceMissing {
 		return ""
 	}
 	if d.Step != cycle.Wait && d.Step != cycle.Rest && d.Ready {
