@@ -152,6 +152,7 @@ func TestDeletionInEveryOrderLeavesNothing(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.east.claim("data", "1Gi", className)
+			w.east.play() // the claim has its volume
 			before := w.east.everything()
 			w.east.group("app", "data")
 			w.east.replication("app", v1alpha1.RoleSource)
