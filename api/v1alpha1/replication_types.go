@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -100,6 +101,27 @@ type Rlink struct {
 	PeerObjects PeerObjects `json:"peerObjects,omitempty"`
 }
 
+// Mover says what is special about a Replication's movers.
+type Mover struct {
+	// image is what movers run. Empty means the manager's own image. It must be of a Lifeboat whose protocol the peer understands.
+	// Example: "registry.example.com/lifeboat:v1.2".
+	// +kubebuilder:validation:MaxLength=500
+	// +optional
+	Image string `json:"image,omitempty"`
+
+	// imagePullPolicy is Always, IfNotPresent or Never. Empty means IfNotPresent.
+	// +kubebuilder:validation:Enum=Always;IfNotPresent;Never
+	// +optional
+	ImagePullPolicy corev1.PullPolicy `json:"imagePullPolicy,omitempty"`
+
+	// podAnnotations are put on movers' pods, as for an additional network. Those of Lifeboat and Kubernetes themselves are not taken.
+	// Example: {"k8s.v1.cni.cncf.io/networks": "storage/replication"}.
+	// +kubebuilder:validation:MaxProperties=32
+	// +kubebuilder:validation:XValidation:rule="self.all(k, !k.startsWith('lifeboat.dev/') && !k.startsWith('kubernetes.io/'))",message="podAnnotations: keys that begin with lifeboat.dev/ or kubernetes.io/ are not the user's"
+	// +optional
+	PodAnnotations map[string]string `json:"podAnnotations,omitempty"`
+}
+
 // ReplicationSpec says what is kept in step, with whom, and which side this is.
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.epoch) || (has(self.epoch) && self.epoch >= oldSelf.epoch)",message="epoch never goes back: a smaller epoch is a stale primary"
 // +kubebuilder:validation:XValidation:rule="self.pvcGroupName == oldSelf.pvcGroupName",message="pvcGroupName cannot be changed: make a new Replication"
@@ -134,6 +156,12 @@ type ReplicationSpec struct {
 	// +kubebuilder:validation:MaxLength=64
 	// +optional
 	AcknowledgePeerLost string `json:"acknowledgePeerLost,omitempty"`
+
+	// mover changes the pods that read and write volumes on this side. It is not handed to the peer: the other cluster has
+	// registries and networks of its own. A change takes effect with the next session of a source; a target's receiver is started again,
+	// and a session that was under way goes on with it.
+	// +optional
+	Mover *Mover `json:"mover,omitempty"`
 
 	// triggerNow starts a session on every link at once when its value changes. Any text will do; a time is good practice.
 	// +kubebuilder:validation:MaxLength=64

@@ -129,6 +129,16 @@ func TestRulesAtCreation(t *testing.T) {
 		{"an acknowledgement is the name of a point",
 			replication(func(r *v1alpha1.Replication) { r.Spec.AcknowledgePeerLost = "20260131t120000-1a2b3c" }),
 			replication(func(r *v1alpha1.Replication) { r.Spec.AcknowledgePeerLost = strings.Repeat("a", 65) }), "acknowledgePeerLost"},
+		{"movers carry the user's annotations, not ours", // M-094
+			replication(func(r *v1alpha1.Replication) {
+				r.Spec.Mover = &v1alpha1.Mover{Image: "lifeboat:2", ImagePullPolicy: "Always", PodAnnotations: map[string]string{"k8s.v1.cni.cncf.io/networks": "net"}}
+			}),
+			replication(func(r *v1alpha1.Replication) {
+				r.Spec.Mover = &v1alpha1.Mover{PodAnnotations: map[string]string{"lifeboat.dev/config": "x"}}
+			}), "are not the user's"},
+		{"a pull policy is one of Kubernetes'", // M-094
+			replication(func(r *v1alpha1.Replication) { r.Spec.Mover = &v1alpha1.Mover{ImagePullPolicy: "Never"} }),
+			replication(func(r *v1alpha1.Replication) { r.Spec.Mover = &v1alpha1.Mover{ImagePullPolicy: "Sometimes"} }), "imagePullPolicy"},
 		{"the name of a replication leaves room for the names made from it",
 			replication(func(r *v1alpha1.Replication) { r.Name = strings.Repeat("a", 40) }),
 			replication(func(r *v1alpha1.Replication) { r.Name = strings.Repeat("a", 41) }), "at most 40 characters"},

@@ -156,6 +156,7 @@ const (
 	ReasonLinkUnknown          = "LinkUnknown"
 	ReasonPeerRefuses          = "PeerRefuses"
 	ReasonPeerMissing          = "PeerMissing"
+	ReasonSourceMissing        = "SourceMissing"
 	ReasonPeerPreparing        = "PeerPreparing"
 	ReasonPeerIsSource         = "PeerIsSource"
 	ReasonPeerEpochBehind      = "PeerEpochBehind"

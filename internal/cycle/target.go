@@ -79,6 +79,10 @@ type Target struct {
 	Mover    Mover
 	Leftover []string
 
+	// SourceMissing tells that the other side has no Replication of this name, and how it is called there; empty when it has one, or
+	// nobody knows.
+	SourceMissing string
+
 	Replica Replica
 	// Recorded is the point saved last.
 	Recorded Recovery
@@ -242,7 +246,23 @@ func keepReplica(s Target) Decision {
 	if r.State.Busy {
 		return Decision{Step: Rest, Phase: Running, Reason: ReasonReceiving, Ready: true, Poll: Steady, Message: r.State.Progress}
 	}
+	if s.SourceMissing != "" {
+		return orphaned(s)
+	}
 	return Decision{Step: Rest, Phase: Idle, Reason: ReasonReady, Ready: true, Poll: CalmTarget, Message: "the receiver waits for a session"}
+}
+
+// orphaned rests all the same: whoever deleted the source, by mistake or in malice, has not deleted the replica with it, and a source that
+// comes back finds its receiver.
+func orphaned(s Target) Decision {
+	d := Decision{Step: Rest, Phase: Waiting, Reason: ReasonSourceMissing, Poll: CalmTarget, Message: s.SourceMissing}
+	if s.Recorded.Point == "" {
+		d.Message += ": make it there, with role source"
+		return d
+	}
+	d.Message += fmt.Sprintf(": nothing is sent any more. The replica holds point %s of %s and is kept; set spec.role to source to use it, make the Replication there again to go on, or delete this one (its claims stay)",
+		s.Recorded.Point, s.Recorded.Time.UTC().Format(time.RFC3339))
+	return d
 }
 
 func because(trouble string) string {

@@ -198,14 +198,38 @@ func AllowBlock(ctx context.Context, c client.Client, content string) error {
 	return nil
 }
 
-// Delete removes snapshots by name. One that is gone is no error.
+// Delete removes snapshots by name, with what the storage keeps of them. One that is gone is no error.
 func Delete(ctx context.Context, c client.Client, namespace string, names ...string) error {
 	var errs []error
 	for _, name := range names {
-		object := &snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
-		if err := client.IgnoreNotFound(c.Delete(ctx, object)); err != nil {
+		object := &snapshotv1.VolumeSnapshot{}
+		err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, object)
+		if err == nil {
+			err = letGo(ctx, c, object)
+		}
+		if err == nil {
+			err = c.Delete(ctx, object)
+		}
+		if client.IgnoreNotFound(err) != nil {
 			errs = append(errs, fmt.Errorf("delete snapshot %s/%s: %w", namespace, name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// letGo makes sure that the storage's snapshot goes with the object. A class with deletionPolicy Retain would leave one for every
+// session, which nobody knows any more.
+func letGo(ctx context.Context, c client.Client, object *snapshotv1.VolumeSnapshot) error {
+	if object.Status == nil || object.Status.BoundVolumeSnapshotContentName == nil {
+		return nil
+	}
+	content := &snapshotv1.VolumeSnapshotContent{}
+	if err := c.Get(ctx, client.ObjectKey{Name: *object.Status.BoundVolumeSnapshotContentName}, content); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	mine := content.Spec.VolumeSnapshotRef.UID == object.UID
+	if !mine || content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete {
+		return nil
+	}
+	return c.Patch(ctx, content, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"deletionPolicy":"Delete"}}`)))
 }

@@ -1,7 +1,13 @@
 package clusterpair
 
 import (
+	"context"
+	"fmt"
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/internal/link"
@@ -24,6 +30,25 @@ func (r *Reconciler) act(pair *v1alpha1.ClusterPair, s seen) error {
 		Address:     pair.Spec.GatewayAddress,
 		CAPEM:       string(s.caPEM),
 	}, tolerance)
+}
+
+// adoptTrust lets the trust Secret that pairing made go with its pair, so that nobody is trusted whom no pair names. A Secret that a
+// person made stays the person's.
+func (r *Reconciler) adoptTrust(ctx context.Context, pair *v1alpha1.ClusterPair) error {
+	var secret corev1.Secret
+	key := client.ObjectKey{Namespace: v1alpha1.SystemNamespace, Name: pair.Spec.TrustSecretName}
+	if err := r.Trust.Get(ctx, key, &secret); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if secret.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat || slices.ContainsFunc(secret.OwnerReferences, func(o metav1.OwnerReference) bool { return o.UID == pair.UID }) {
+		return nil
+	}
+	secret.OwnerReferences = append(secret.OwnerReferences, metav1.OwnerReference{
+		APIVersion: v1alpha1.GroupVersion.String(), Kind: "ClusterPair", Name: pair.Name, UID: pair.UID})
+	if err := r.Update(ctx, &secret); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("let Secret %s go with ClusterPair %s: %w", key, pair.Name, err)
+	}
+	return nil
 }
 
 // tell makes an event of a link that changed.

@@ -138,3 +138,26 @@ func TestADeletedPairLosesItsLink(t *testing.T) {
 		t.Error("the link is still there")
 	}
 }
+
+// The trust that pairing made goes with its pair, by the cluster's garbage collector; a Secret that a person made does not.
+func TestTrustGoesWithItsPair(t *testing.T) {
+	for _, made := range []bool{true, false} {
+		secret := trustOf(t)
+		if made {
+			secret.Labels = map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedByLifeboat}
+		}
+		pair := pairOf("to-west", "west")
+		pair.UID = "7"
+		r, _ := reconciler(t, heartbeat.Initial(), pair, secret)
+		for range 2 {
+			reconcile(t, r, "to-west")
+		}
+		var now corev1.Secret
+		if err := r.Get(t.Context(), client.ObjectKeyFromObject(secret), &now); err != nil {
+			t.Fatal(err)
+		}
+		if owned := len(now.OwnerReferences) == 1 && now.OwnerReferences[0].UID == "7" && now.OwnerReferences[0].Kind == "ClusterPair"; owned != made {
+			t.Errorf("made by pairing: %t, owners %+v", made, now.OwnerReferences)
+		}
+	}
+}

@@ -57,7 +57,7 @@ type Reconciler struct {
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=clusterpairs,verbs=get;list;watch
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=clusterpairs/status,verbs=get;update;patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
-// +kubebuilder:rbac:groups="",namespace=lifeboat-system,resources=secrets,verbs=get;create
+// +kubebuilder:rbac:groups="",namespace=lifeboat-system,resources=secrets,verbs=get;create;update
 // +kubebuilder:rbac:groups="",namespace=lifeboat-system,resources=configmaps,verbs=get;create;update
 //
 // What the control service does for peers:
@@ -97,6 +97,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		return ctrl.Result{}, err
 	}
 	if err := r.act(&pair, seen); err != nil {
+		return ctrl.Result{}, err
+	}
+	if err := r.adoptTrust(ctx, &pair); err != nil && !apierrors.IsConflict(err) {
 		return ctrl.Result{}, err
 	}
 	before := pair.DeepCopy()

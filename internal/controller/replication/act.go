@@ -33,6 +33,8 @@ const (
 	freshFor = 10 * time.Minute
 	// deletionPatience is how long a deletion waits for what it has asked to be removed.
 	deletionPatience = time.Minute
+	// refusalPatience is how long a deletion tries what the API server does not let it do.
+	refusalPatience = 10 * time.Minute
 )
 
 // actAll takes each link's step. A role is taken by all links or by none.

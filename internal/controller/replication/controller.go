@@ -41,12 +41,13 @@ import (
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=replications/status,verbs=get;patch
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=replications/finalizers,verbs=update
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=pvcgroups;clusterpairs;disasterrecoveryplans,verbs=get;list
+// +kubebuilder:rbac:groups=lifeboat.dev,resources=pvcgroups,verbs=delete
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;create;delete;patch
-// +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;create;delete;patch
+// +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;create;delete;patch
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;delete
-// +kubebuilder:rbac:groups="",resources=services;configmaps,verbs=get;create;delete
-// +kubebuilder:rbac:groups="",resources=secrets,verbs=get;create;update;delete
-// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;create;update;delete
+// +kubebuilder:rbac:groups="",resources=services;configmaps,verbs=get;list;create;delete
+// +kubebuilder:rbac:groups="",resources=secrets,verbs=get;list;create;update;delete
+// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;create;update;delete
 // +kubebuilder:rbac:groups=batch,resources=jobs,verbs=get;list;create;delete
 // +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=get
 // +kubebuilder:rbac:groups=storage.k8s.io,resources=volumeattachments,verbs=list
@@ -54,8 +55,8 @@ import (
 // +kubebuilder:rbac:groups=snapshot.storage.k8s.io,resources=volumesnapshotcontents,verbs=get;patch
 // +kubebuilder:rbac:groups=snapshot.storage.k8s.io,resources=volumesnapshotclasses,verbs=list
 // +kubebuilder:rbac:groups=cbt.storage.k8s.io,resources=snapshotmetadataservices,verbs=get
-// +kubebuilder:rbac:groups="",resources=serviceaccounts,verbs=create;delete
-// +kubebuilder:rbac:groups=rbac.authorization.k8s.io,resources=rolebindings,verbs=create;delete
+// +kubebuilder:rbac:groups="",resources=serviceaccounts,verbs=list;create;delete
+// +kubebuilder:rbac:groups=rbac.authorization.k8s.io,resources=rolebindings,verbs=list;create;delete
 // +kubebuilder:rbac:groups=rbac.authorization.k8s.io,resources=clusterroles,resourceNames=lifeboat-mover,verbs=bind
 // +kubebuilder:rbac:groups="",resources=events,verbs=list
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
@@ -105,6 +106,7 @@ type Reconciler struct {
 	mu       sync.Mutex
 	prepared map[linkKey]preparation
 	silent   map[linkKey]time.Time
+	sources  map[linkKey]asked
 }
 
 // SetupWithManager registers the controller.

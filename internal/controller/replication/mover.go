@@ -77,7 +77,7 @@ func (r *Reconciler) moverJob(v *view, l lists) *batchv1.Job {
 	s := v.status.Session
 	labels := with(v.names.labels(v1alpha1.ComponentSourceMover), v1alpha1.LabelPoint, s.Point)
 	retries := int32(moverRetries)
-	pod := r.podSpec("source", v.names.job(s.Point), v.names.mover())
+	pod := r.podSpec(v.rep, "source", v.names.job(s.Point), v.names.mover())
 	for i := range s.Claims {
 		mountDevice(&pod, i, snapshot.MemberName(v.rep.Name, s.Point, i))
 	}
@@ -94,15 +94,16 @@ func (r *Reconciler) moverJob(v *view, l lists) *batchv1.Job {
 				{Action: batchv1.PodFailurePolicyActionIgnore, OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{
 					{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}}},
 			}},
-			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: pod},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: mover(v.rep).PodAnnotations}, Spec: pod},
 		},
 	}
 }
 
 // podSpec is what both movers have in common. They run as root because the devices belong to root, without any of root's
 // capabilities, without a token for the API server, and on a file system they cannot write.
-func (r *Reconciler) podSpec(verb, config, secret string) corev1.PodSpec {
+func (r *Reconciler) podSpec(rep *v1alpha1.Replication, verb, config, secret string) corev1.PodSpec {
 	no, yes, root, soon, readable := false, true, int64(0), int64(5), int32(0o400)
+	special := mover(rep)
 	return corev1.PodSpec{
 		AutomountServiceAccountToken:  &no,
 		EnableServiceLinks:            &no,
@@ -112,7 +113,7 @@ func (r *Reconciler) podSpec(verb, config, secret string) corev1.PodSpec {
 			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 		Containers: []corev1.Container{{
-			Name: container, Image: r.Image, ImagePullPolicy: corev1.PullIfNotPresent,
+			Name: container, Image: cmp.Or(special.Image, r.Image), ImagePullPolicy: cmp.Or(special.ImagePullPolicy, corev1.PullIfNotPresent),
 			Command: []string{"/usr/local/bin/lifeboat", "mover", verb, "--config", configDir + "/" + configFile},
 			Ports:   []corev1.ContainerPort{{Name: "status", ContainerPort: statusPort}},
 			Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
@@ -133,6 +134,14 @@ func (r *Reconciler) podSpec(verb, config, secret string) corev1.PodSpec {
 			{Name: "identity", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: secret, DefaultMode: &readable}}},
 		},
 	}
+}
+
+// mover is what is special about a Replication's movers.
+func mover(rep *v1alpha1.Replication) v1alpha1.Mover {
+	if rep.Spec.Mover == nil {
+		return v1alpha1.Mover{}
+	}
+	return *rep.Spec.Mover
 }
 
 func mountDevice(pod *corev1.PodSpec, index int, claim string) {

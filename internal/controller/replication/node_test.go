@@ -23,6 +23,7 @@ import (
 func (s *side) play() {
 	s.w.t.Helper()
 	s.playSnapshots()
+	s.playContents()
 	s.playClaims()
 	s.playPods()
 	s.playMovers()
@@ -62,7 +63,7 @@ func (s *side) playSnapshots() {
 		content, mode := "content-"+string(snap.UID), corev1.PersistentVolumeFilesystem
 		stored := &snapshotv1.VolumeSnapshotContent{
 			ObjectMeta: metav1.ObjectMeta{Name: content},
-			Spec: snapshotv1.VolumeSnapshotContentSpec{Driver: volume.Spec.CSI.Driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete, SourceVolumeMode: &mode,
+			Spec: snapshotv1.VolumeSnapshotContentSpec{Driver: volume.Spec.CSI.Driver, DeletionPolicy: s.policy(*snap.Spec.VolumeSnapshotClassName), SourceVolumeMode: &mode,
 				Source:            snapshotv1.VolumeSnapshotContentSource{VolumeHandle: &volume.Spec.CSI.VolumeHandle},
 				VolumeSnapshotRef: corev1.ObjectReference{Namespace: snap.Namespace, Name: snap.Name, UID: snap.UID}},
 		}
@@ -73,6 +74,31 @@ func (s *side) playSnapshots() {
 		now, yes, size := metav1.Now(), true, claim.Status.Capacity[corev1.ResourceStorage]
 		snap.Status = &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &content, CreationTime: &now, ReadyToUse: &yes, RestoreSize: &size}
 		s.must(s.kube.Status().Update(ctx, snap))
+	}
+}
+
+func (s *side) policy(class string) snapshotv1.DeletionPolicy {
+	var object snapshotv1.VolumeSnapshotClass
+	s.must(s.kube.Get(s.w.t.Context(), client.ObjectKey{Name: class}, &object))
+	return object.DeletionPolicy
+}
+
+// playContents lets the storage's snapshots go whose objects are gone, as their policy says.
+func (s *side) playContents() {
+	ctx := s.w.t.Context()
+	var contents snapshotv1.VolumeSnapshotContentList
+	s.must(s.kube.List(ctx, &contents))
+	for i := range contents.Items {
+		content := &contents.Items[i]
+		if ref := content.Spec.VolumeSnapshotRef; ref.Namespace != s.w.namespace || content.Spec.DeletionPolicy != snapshotv1.VolumeSnapshotContentDelete {
+			continue
+		}
+		var snap snapshotv1.VolumeSnapshot
+		err := s.kube.Get(ctx, s.key(content.Spec.VolumeSnapshotRef.Name), &snap)
+		s.must(err)
+		if err != nil || snap.UID != content.Spec.VolumeSnapshotRef.UID {
+			s.must(s.kube.Delete(ctx, content))
+		}
 	}
 }
 
@@ -141,6 +167,8 @@ func (s *side) bind(claim *corev1.PersistentVolumeClaim) {
 		switch *claim.Spec.StorageClassName {
 		case "plain":
 			provisioner = "plain.example.com"
+		case keepingClass:
+			provisioner = keepingDriver
 		case listingClass:
 			provisioner = listingDriver
 		}

@@ -600,7 +600,44 @@ func (r *Reconciler) observeTargets(ctx context.Context, all *sight) error {
 		s.Snapshots = recoverySnapshots(v, s.Replica.State.Applied.Point)
 	}
 	s.Surplus = surplus(v)
+	s.SourceMissing = r.sourceMissing(ctx, v)
 	return nil
+}
+
+// askSourceEvery is how often a target looks whether it has a source still. Nothing else depends on it.
+const askSourceEvery = time.Minute
+
+// sourceMissing tells that the other side answers and has no Replication of this name.
+func (r *Reconciler) sourceMissing(ctx context.Context, v *view) string {
+	r.mu.Lock()
+	last, known := r.sources[v.linkKey()]
+	r.mu.Unlock()
+	if known && v.now.Sub(last.at) < askSourceEvery || r.Peers.State(v.rlink.ClusterPair).Link == v1alpha1.LinkLost {
+		return last.missing
+	}
+	last.at = v.now
+	if peer, err := r.Peers.Client(v.rlink.ClusterPair); err == nil {
+		// An answer that is none changes nothing.
+		if there, err := peer.ObserveReplication(ctx, v.key()); err == nil {
+			last.missing = ""
+			if there == nil {
+				last.missing = fmt.Sprintf("cluster %s has no Replication %s", v.peerCluster(), v.key())
+			}
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sources == nil {
+		r.sources = map[linkKey]asked{}
+	}
+	r.sources[v.linkKey()] = last
+	return last.missing
+}
+
+// asked is what a target's source last answered. It only saves calls.
+type asked struct {
+	at      time.Time
+	missing string
 }
 
 func ended(report *v1alpha1.SessionReport) *cycle.Ended {
@@ -928,6 +965,7 @@ func (r *Reconciler) forget(key linkKey) {
 	defer r.mu.Unlock()
 	delete(r.prepared, key)
 	delete(r.silent, key)
+	delete(r.sources, key)
 }
 
 const (

@@ -75,7 +75,7 @@ func (r *Reconciler) observeReplica(ctx context.Context, all *sight) error {
 	s.Door = v.replica.service != nil
 	s.Pair = pairPresence(v)
 	v.replica.wanted = r.targetConfig(v)
-	if v.replica.digest, err = r.configDigest(v.replica.wanted); err != nil {
+	if v.replica.digest, err = r.configDigest(v.rep, v.replica.wanted); err != nil {
 		return err
 	}
 	s.Receiver, s.Trouble = receiverPresence(v)
@@ -263,8 +263,11 @@ func (r *Reconciler) targetConfig(v *view) engine.TargetConfig {
 }
 
 // configDigest names everything a receiver's pod depends on.
-func (r *Reconciler) configDigest(c engine.TargetConfig) (string, error) {
-	raw, err := json.Marshal(c)
+func (r *Reconciler) configDigest(rep *v1alpha1.Replication, c engine.TargetConfig) (string, error) {
+	raw, err := json.Marshal(struct {
+		engine.TargetConfig
+		Mover *v1alpha1.Mover `json:"mover,omitempty"`
+	}{c, rep.Spec.Mover})
 	if err != nil {
 		return "", fmt.Errorf("write configuration of the receiver: %w", err)
 	}
@@ -276,7 +279,7 @@ func (r *Reconciler) receiverDeployment(v *view) *appsv1.Deployment {
 	labels := with(v.names.labels(v1alpha1.ComponentReceiver), labelConfig, v.replica.digest)
 	selector := map[string]string{v1alpha1.LabelReplication: v.rep.Name, v1alpha1.LabelRlink: v.rlink.RlinkName, v1alpha1.LabelComponent: v1alpha1.ComponentReceiver}
 	one := int32(1)
-	pod := r.podSpec("target", v.names.receiverConfig(v.replica.digest), v.names.receiver())
+	pod := r.podSpec(v.rep, "target", v.names.receiverConfig(v.replica.digest), v.names.receiver())
 	main := &pod.Containers[0]
 	main.Ports = append(main.Ports, corev1.ContainerPort{Name: "data", ContainerPort: dataPort})
 	main.ReadinessProbe = &corev1.Probe{
@@ -297,7 +300,7 @@ func (r *Reconciler) receiverDeployment(v *view) *appsv1.Deployment {
 			Selector: &metav1.LabelSelector{MatchLabels: selector},
 			// Two receivers would write one volume.
 			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
-			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: pod},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: mover(v.rep).PodAnnotations}, Spec: pod},
 		},
 	}
 }

@@ -10,6 +10,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -18,55 +20,59 @@ import (
 	"lifeboat.dev/lifeboat/internal/snapshot"
 )
 
-// remove takes everything away that was made for a Replication, then lets it go. The user's claims stay, and so do recovery points
-// when they shall. The peer is not asked, so it also ends when the peer is gone. What was asked to be removed and still hangs on
-// somebody else's finalizer after deletionPatience goes by itself later: nothing is waited for without an end.
+// remove takes everything away that was made for a Replication, then lets it go. The user's claims stay, without a trace of it, and so do
+// recovery points when they shall. The peer is not asked, so it also ends when the peer is gone.
+//
+// Nothing is waited for without an end. What was asked to be removed and still hangs on somebody else's finalizer after
+// deletionPatience goes by itself later. What cannot even be asked for after refusalPatience is left, and an event says what it
+// is: all of it carries an owner reference, so the cluster's garbage collector tries as well.
 func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (time.Duration, error) {
 	if !controllerutil.ContainsFinalizer(rep, finalizer) {
 		return 0, nil
 	}
-	c := &common{}
-	if err := r.observeMade(ctx, rep, c); err != nil {
+	left, err := r.clear(ctx, rep)
+	switch waited := r.Now().Sub(rep.DeletionTimestamp.Time); {
+	case err != nil && waited < refusalPatience:
 		return 0, err
-	}
-	// Members are read for the names of their replica volumes alone; a group that is gone leaves those of the claims.
-	if group, err := r.group(ctx, rep); err == nil && group != nil {
-		if c.members, err = snapshot.Members(ctx, r.Live, group); err != nil {
-			c.members = nil
-		}
+	case err == nil && left && waited < deletionPatience:
+		return cycle.Quick, nil
+	case err != nil && r.Events != nil:
+		r.Events.Eventf(rep, nil, corev1.EventTypeWarning, reasonLeftBehind, "Remove", "after %s something that was made for it is still there: %v", refusalPatience, err)
 	}
 	s := r.views(rep)
-	v := s.lead()
-	v.lead = true
-	all := append(slices.Clone(s.links), s.gone...)
-	for _, link := range all {
-		link.take(c)
+	for _, link := range append(s.links, s.gone...) {
+		r.forget(link.linkKey())
+	}
+	controllerutil.RemoveFinalizer(rep, finalizer)
+	if err := r.Client.Update(ctx, rep); client.IgnoreNotFound(err) != nil {
+		return 0, fmt.Errorf("let replication %s/%s go: %w", rep.Namespace, rep.Name, err)
+	}
+	return time.Hour, nil
+}
+
+// clear asks for all to be removed and reports whether something is still there.
+func (r *Reconciler) clear(ctx context.Context, rep *v1alpha1.Replication) (left bool, err error) {
+	c := &common{}
+	if err := r.observeMade(ctx, rep, c); err != nil {
+		return true, err
+	}
+	v := r.views(rep).lead()
+	v.claims = c.claims
+	// Members are read for the names of their replica volumes alone; a group that is gone leaves those of the claims.
+	if group, err := r.group(ctx, rep); err == nil && group != nil {
+		if v.members, err = snapshot.Members(ctx, r.Live, group); err != nil {
+			v.members = nil
+		}
 	}
 	for _, name := range rep.Status.Claims {
 		if v.member(name) == nil {
 			v.members = append(v.members, snapshot.Member{Name: name})
 		}
 	}
-	for _, link := range all {
-		if err := r.removeAll(ctx, link, retained(rep)); err != nil {
-			return 0, err
-		}
+	if err := errors.Join(r.removeAll(ctx, v, c), r.leaveClaims(ctx, v), r.leaveGroup(ctx, v)); err != nil {
+		return true, err
 	}
-	left, err := r.left(ctx, v, retained(rep))
-	if err != nil {
-		return 0, err
-	}
-	if left && v.now.Sub(rep.DeletionTimestamp.Time) < deletionPatience {
-		return cycle.Quick, nil
-	}
-	for _, link := range all {
-		r.forget(link.linkKey())
-	}
-	controllerutil.RemoveFinalizer(rep, finalizer)
-	if err := r.Client.Update(ctx, rep); client.IgnoreNotFound(err) != nil {
-		return 0, fmt.Errorf("let replication %s go: %w", v.key(), err)
-	}
-	return time.Hour, nil
+	return r.left(ctx, v)
 }
 
 // retained tells whether the recovery points stay. They are the replica's, whichever link brought them: one link that says so is enough.
@@ -74,58 +80,132 @@ func retained(rep *v1alpha1.Replication) bool {
 	return slices.ContainsFunc(rep.Spec.Rlinks, func(link v1alpha1.Rlink) bool { return link.RetainSnapshotsOnDeletion })
 }
 
-// removeAll asks for everything of a link to be removed. Order: what writes first, then what it writes through, then what it kept.
-func (r *Reconciler) removeAll(ctx context.Context, v *view, retained bool) error {
-	var err error
-	if v.replica.deployment, err = lookFor(ctx, r.Live, client.ObjectKey{Namespace: v.rep.Namespace, Name: v.names.receiver()}, &appsv1.Deployment{}); err != nil {
-		return err
+// removeAll asks for everything to be removed, whichever link made it. Order: what writes first, then what it writes through, then
+// what it kept.
+func (r *Reconciler) removeAll(ctx context.Context, v *view, c *common) error {
+	errs := []error{r.removeLabelled(ctx, v, &appsv1.DeploymentList{})}
+	for _, job := range c.jobs {
+		errs = append(errs, r.delete(ctx, &batchv1.Job{}, v.rep.Namespace, job.Name))
 	}
-	errs := []error{r.removeReceiver(ctx, v)}
-	for _, job := range v.jobs {
-		errs = append(errs, r.delete(ctx, &batchv1.Job{}, v.rep.Namespace, job.Name), r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, job.Name))
-	}
-	for _, pod := range v.pods {
+	for _, pod := range c.pods {
 		if pod.DeletionTimestamp.IsZero() {
 			errs = append(errs, r.delete(ctx, &corev1.Pod{}, v.rep.Namespace, pod.Name))
 		}
 	}
-	if v.lead {
-		errs = append(errs, r.removePair(ctx, v))
+	errs = append(errs, r.removePair(ctx, v))
+	volumes, err := r.replicaVolumes(ctx, v)
+	if err != nil {
+		return err
 	}
-	for _, claim := range v.claims {
+	for _, volume := range volumes {
+		errs = append(errs, r.keepStorage(ctx, v, volume.Name), r.removeVolume(ctx, v, volume.Name))
+	}
+	for _, claim := range c.claims {
 		errs = append(errs, r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, claim.Name))
 	}
-	for _, s := range v.snapshots {
-		if s.Purpose == snapshot.ForSession || !retained {
+	for _, s := range c.snapshots {
+		if s.Purpose == snapshot.ForSession || !retained(v.rep) {
 			errs = append(errs, snapshot.Delete(ctx, r.Client, v.rep.Namespace, s.Name))
 		}
 	}
-	for _, name := range []string{v.names.mover(), v.names.receiver()} {
-		errs = append(errs, r.delete(ctx, &corev1.Secret{}, v.rep.Namespace, name))
+	for _, list := range []client.ObjectList{&corev1.ServiceList{}, &corev1.ConfigMapList{}, &corev1.SecretList{}, &rbacv1.RoleBindingList{}, &corev1.ServiceAccountList{}} {
+		errs = append(errs, r.removeLabelled(ctx, v, list))
 	}
-	errs = append(errs, r.removeAccount(ctx, v))
 	return errors.Join(errs...)
 }
 
+// removeLabelled removes all of one kind that was made for the Replication, also what an interrupted step made and nothing names.
+func (r *Reconciler) removeLabelled(ctx context.Context, v *view, list client.ObjectList) error {
+	mine := client.MatchingLabels{v1alpha1.LabelManagedBy: v1alpha1.ManagedByLifeboat, v1alpha1.LabelReplication: v.rep.Name}
+	if err := r.Live.List(ctx, list, client.InNamespace(v.rep.Namespace), mine); err != nil {
+		return fmt.Errorf("list what serves replication %s: %w", v.key(), err)
+	}
+	items, err := meta.ExtractList(list)
+	if err != nil {
+		return fmt.Errorf("list what serves replication %s: %w", v.key(), err)
+	}
+	var errs []error
+	for _, item := range items {
+		object := item.(client.Object)
+		errs = append(errs, r.delete(ctx, object, object.GetNamespace(), object.GetName()))
+	}
+	return errors.Join(errs...)
+}
+
+// leaveClaims takes Lifeboat's notes off the claims that were made for this Replication: from now on they are the user's alone.
+// A later Replication takes them for volumes that may hold anything.
+func (r *Reconciler) leaveClaims(ctx context.Context, v *view) error {
+	var claims corev1.PersistentVolumeClaimList
+	if err := r.Live.List(ctx, &claims, client.InNamespace(v.rep.Namespace)); err != nil {
+		return fmt.Errorf("list claims of namespace %s: %w", v.rep.Namespace, err)
+	}
+	var errs []error
+	for i := range claims.Items {
+		claim := &claims.Items[i]
+		if claim.Annotations[v1alpha1.AnnotationCreatedFor] != v.rep.Name || !claim.DeletionTimestamp.IsZero() {
+			continue
+		}
+		before := claim.DeepCopy()
+		delete(claim.Annotations, v1alpha1.AnnotationCreatedFor)
+		delete(claim.Annotations, annotationUsed)
+		if claim.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat {
+			delete(claim.Labels, v1alpha1.LabelManagedBy)
+		}
+		if err := r.Client.Patch(ctx, claim, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
+			errs = append(errs, fmt.Errorf("leave claim %s/%s to its user: %w", claim.Namespace, claim.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// leaveGroup removes a group that a source had made here, once no other Replication refers to it. A user's group stays.
+func (r *Reconciler) leaveGroup(ctx context.Context, v *view) error {
+	group, err := r.group(ctx, v.rep)
+	if err != nil || group == nil || group.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat {
+		return err
+	}
+	var all v1alpha1.ReplicationList
+	if err := r.Live.List(ctx, &all, client.InNamespace(v.rep.Namespace)); err != nil {
+		return fmt.Errorf("list replications of namespace %s: %w", v.rep.Namespace, err)
+	}
+	for _, other := range all.Items {
+		if other.Name != v.rep.Name && other.Spec.PVCGroupName == group.Name {
+			return nil
+		}
+	}
+	return r.delete(ctx, &v1alpha1.PVCGroup{}, group.Namespace, group.Name)
+}
+
+// replicaVolumes are the static volumes made for this Replication, by their claims' place and label: the names of its members may not be
+// known any more.
+func (r *Reconciler) replicaVolumes(ctx context.Context, v *view) ([]corev1.PersistentVolume, error) {
+	var list corev1.PersistentVolumeList
+	mine := client.MatchingLabels{v1alpha1.LabelComponent: componentReplica, v1alpha1.LabelReplication: v.rep.Name}
+	if err := r.Live.List(ctx, &list, mine); err != nil {
+		return nil, fmt.Errorf("list replica volumes of replication %s: %w", v.key(), err)
+	}
+	return slices.DeleteFunc(list.Items, func(o corev1.PersistentVolume) bool {
+		return o.Spec.ClaimRef == nil || o.Spec.ClaimRef.Namespace != v.rep.Namespace
+	}), nil
+}
+
 // left reports whether anything that was to be removed is still there.
-func (r *Reconciler) left(ctx context.Context, v *view, retained bool) (bool, error) {
+func (r *Reconciler) left(ctx context.Context, v *view) (bool, error) {
 	again := &common{}
 	if err := r.observeMade(ctx, v.rep, again); err != nil {
 		return false, err
 	}
 	for _, s := range again.snapshots {
-		if s.Purpose == snapshot.ForSession || !retained {
+		if s.Purpose == snapshot.ForSession || !retained(v.rep) {
 			return true, nil
 		}
 	}
 	if len(again.jobs)+len(again.pods)+len(again.claims) > 0 {
 		return true, nil
 	}
-	for _, m := range v.members {
-		volume, err := lookFor(ctx, r.Live, client.ObjectKey{Name: v.names.replicaVolume(m.Name)}, &corev1.PersistentVolume{})
-		if err != nil || volume != nil {
-			return volume != nil, err
-		}
+	volumes, err := r.replicaVolumes(ctx, v)
+	if err != nil {
+		return false, err
 	}
-	return false, nil
+	return len(volumes) > 0, nil
 }

@@ -32,6 +32,7 @@ const (
 	reasonTakenOver       = "TakenOver"
 	reasonReplica         = "Replica"
 	reasonPromoting       = "Promoting"
+	reasonLeftBehind      = "LeftBehind"
 )
 
 // tell writes what was seen, decided and done into the status. What is remembered changes only when the step went through.
@@ -273,7 +274,7 @@ func (r *Reconciler) primary(v *view) string {
 }
 
 func waitingFor(d cycle.Decision) string {
-	if d.Step == cycle.Rest && d.Reason != cycle.ReasonSuspended && d.Reason != cycle.ReasonRetryLater {
+	if d.Step == cycle.Rest && d.Reason != cycle.ReasonSuspended && d.Reason != cycle.ReasonRetryLater && d.Reason != cycle.ReasonSourceMissing {
 		return ""
 	}
 	if d.Step != cycle.Wait && d.Step != cycle.Rest && d.Ready {

@@ -30,6 +30,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
@@ -57,13 +58,17 @@ const (
 	// listingClass is of a driver that lists changes.
 	listingDriver = "listing.example.com"
 	listingClass  = "listing"
+	// keepingClass is of a driver whose only snapshot class keeps what it made.
+	keepingDriver = "keeping.example.com"
+	keepingClass  = "keeping"
 )
 
 // site is one cluster, shared by all tests of the package.
 type site struct {
-	name string
-	kube client.Client
-	ca   *identity.CA
+	name  string
+	kube  client.Client
+	reach *rest.Config
+	ca    *identity.CA
 	// peers are this site's links.
 	peers *link.Peers
 }
@@ -128,7 +133,7 @@ func startSites(t *testing.T) error {
 		if err != nil {
 			return err
 		}
-		all[name] = &site{name: name, kube: kube, ca: ca}
+		all[name] = &site{name: name, kube: kube, reach: config, ca: ca}
 	}
 	east, west = all["east"], all["west"]
 	for _, pair := range [][2]*site{{east, west}, {west, east}} {
@@ -165,6 +170,8 @@ func (s *site) join(ctx context.Context, peer *site) error {
 		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: className}, Driver: driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: listingClass}, Provisioner: listingDriver, VolumeBindingMode: &immediate, ReclaimPolicy: &remove},
 		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: listingClass}, Driver: listingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
+		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: keepingClass}, Provisioner: keepingDriver, VolumeBindingMode: &immediate, ReclaimPolicy: &remove},
+		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: keepingClass}, Driver: keepingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentRetain},
 		metadataService(),
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: trust.SecretName(peer.name)}, Data: map[string][]byte{trust.KeyCA: peer.ca.CertPEM()}},
 		&v1alpha1.ClusterPair{ObjectMeta: metav1.ObjectMeta{Name: "to-" + peer.name}, Spec: v1alpha1.ClusterPairSpec{

@@ -1,0 +1,76 @@
+package replication
+
+import (
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+)
+
+// M-095, M-096: a new Replication gets its movers by itself: a Job for each session of a source, one lasting Deployment of a target.
+// M-097: they follow its edits. M-098: what somebody deletes is made again, without an edit.
+func TestMoversComeFollowAndComeBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.east.claim("data", "1Gi", className)
+	w.east.group("app", "data")
+	w.east.holdMovers = true
+	w.east.replication("app", v1alpha1.RoleSource)
+	w.until("a Job", func() bool {
+		var jobs batchv1.JobList
+		w.east.list(&jobs)
+		return len(jobs.Items) == 1 && jobs.Items[0].Labels["app"] == "appdr"
+	})
+	w.east.holdMovers = false
+	w.until("the first point", w.east.committed("app", ""))
+	w.until("no Job between sessions", func() bool {
+		var jobs batchv1.JobList
+		w.east.list(&jobs)
+		return len(jobs.Items) == 0
+	})
+	receiver := func() (d appsv1.Deployment) {
+		w.west.must(w.west.kube.Get(t.Context(), w.west.key("lb-app-dr-receiver"), &d))
+		return d
+	}
+	lasting := receiver()
+	if lasting.Name == "" || *lasting.Spec.Replicas != 1 {
+		t.Fatalf("the target's receiver: %+v", lasting.Spec)
+	}
+
+	// M-097: an edit of the schedule is the next session's.
+	w.east.edit("app", func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].Schedule = "0 3 * * *" })
+	w.until("the schedule", func() bool {
+		next := w.east.link("app").NextRun
+		return next != nil && next.UTC().Hour() == 3 && next.UTC().Minute() == 0
+	})
+	next := w.east.link("app").NextRun
+	w.skip = time.Until(next.Add(time.Second))
+	w.until("its session", func() bool {
+		l := w.east.link("app").LastSession
+		return l.Trigger == "Schedule" && l.Result == resultCommitted
+	})
+	w.until("the point is recorded", func() bool {
+		p := w.west.link("app").RecoveryPoint
+		return p != nil && p.Point == w.east.link("app").LastSession.Point
+	})
+	if now := receiver(); now.UID != lasting.UID {
+		t.Error("the receiver was made again for a session")
+	}
+
+	// M-098: each of these is deleted, and nothing else is done.
+	about := metav1.ObjectMeta{Namespace: w.namespace, Name: "lb-app-dr-receiver"}
+	for _, o := range []client.Object{&appsv1.Deployment{ObjectMeta: about}, &corev1.Service{ObjectMeta: about}} {
+		w.west.must(w.west.kube.Delete(t.Context(), o, client.PropagationPolicy(metav1.DeletePropagationBackground)))
+		w.until("it is back", func() bool {
+			return w.west.kube.Get(t.Context(), client.ObjectKeyFromObject(o), o) == nil && w.west.link("app").ReceiverReady
+		})
+	}
+	w.east.trigger("app", "after")
+	w.until("sessions go on", w.east.committed("app", "after"))
+}
