@@ -80,7 +80,7 @@ func (r *Reconciler) removeAll(ctx context.Context, v *view, retained bool) erro
 	if v.replica.deployment, err = lookFor(ctx, r.Live, client.ObjectKey{Namespace: v.rep.Namespace, Name: v.names.receiver()}, &appsv1.Deployment{}); err != nil {
 		return err
 	}
-	errs := []error{r.removeReceiver(ctx, v)}
+	errs := []error{r.removeReceiver(ctx, v), r.removeEndpoints(ctx, v)}
 	for _, job := range v.jobs {
 		errs = append(errs, r.delete(ctx, &batchv1.Job{}, v.rep.Namespace, job.Name), r.delete(ctx, &corev1.ConfigMap{}, v.rep.Namespace, job.Name))
 	}

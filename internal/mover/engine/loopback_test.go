@@ -7,13 +7,13 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"lifeboat.dev/lifeboat/internal/endpoint/endpointtest"
 	"lifeboat.dev/lifeboat/internal/mover/change"
 	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/engine"
@@ -63,7 +63,7 @@ func newSite(t *testing.T, size int64) *site {
 // freeAddress is a loopback address nobody listens on.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := endpointtest.Listen()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -518,4 +518,34 @@ func TestBadConfigurationsNameTheField(t *testing.T) {
 			t.Errorf("%s: got %v, expected a complaint about %s", content, err, field)
 		}
 	}
+}
+
+// Sessions and status between two movers that have no IPv4 at all.
+func TestMoversNeedNoIPv4(t *testing.T) {
+	endpointtest.OnlyIPv6(t, "^(TestAFullCopyAndThenOnlyWhatDiffers|TestASourceWaitsForALinkThatIsDown|TestASourceThatIsToldToStopGoesOn|TestWrongTrustIsRefusedForGood)$")
+}
+
+// M-156: a mover that is told to stop, as when its node is drained, says so by its exit code; the next one goes on where it was.
+func TestASourceThatIsToldToStopGoesOn(t *testing.T) {
+	s := newSite(t, 48<<20)
+	s.start()
+	s.write(0, 48<<20, 3, false)
+	cfg := s.session("p1")
+	cfg.BandwidthLimit = 24 << 20
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := make(chan engine.Report, 1)
+	go func() { done <- engine.RunSource(ctx, cfg, "test", quiet()) }()
+	s.await(func(st engine.State) bool { return st.Point == "p1" && st.BytesDone >= 12<<20 })
+	stop()
+	r := <-done
+	if r.Done || r.Kind != engine.KindCancelled || r.ExitCode() != engine.ExitInterrupted {
+		t.Fatalf("told to stop, it says %+v, exit code %d", r, r.ExitCode())
+	}
+	cfg.BandwidthLimit = 0
+	again := s.run(cfg)
+	if !again.Done || again.Resumed != 1 || again.BytesResent != 0 || again.BytesData >= 48<<20 {
+		t.Errorf("started again: %+v", again)
+	}
+	t.Logf("the first sent %d bytes, the second %d", r.BytesData, again.BytesData)
 }
