@@ -474,6 +474,26 @@ func TestConflictsNameBothSides(t *testing.T) {
 	}
 }
 
+// M-100: without an answer to its greeting a session says whom it did not reach, and the replica is as it was; it ends when it is told to.
+func TestASourceThatNobodyAnswersSaysSoAndChangesNothing(t *testing.T) {
+	s := newSite(t, 1<<20)
+	s.write(0, 1<<20, 1, false)
+	before, err := os.ReadFile(s.replica)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := s.session("p1")
+	ctx, stop := context.WithTimeout(t.Context(), time.Second)
+	defer stop()
+	r := engine.RunSource(ctx, cfg, "test", quiet())
+	if r.Done || r.BytesWire != 0 || r.Attempts == 0 || r.Error == "" {
+		t.Errorf("nobody answers, and it says %+v", r)
+	}
+	if after, err := os.ReadFile(s.replica); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the replica was changed, %v", err)
+	}
+}
+
 func TestASourceWaitsForALinkThatIsDown(t *testing.T) {
 	s := newSite(t, 1<<20)
 	s.write(0, 1<<20, 1, false)
