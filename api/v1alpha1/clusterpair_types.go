@@ -61,6 +61,51 @@ type ClusterPairSpec struct {
 	// +kubebuilder:validation:Maximum=60
 	// +optional
 	HeartbeatMissTolerance int32 `json:"heartbeatMissTolerance,omitempty"`
+
+	// checkNow lets this cluster's manager try every way to the peer when its value changes, and report in status.check. Any text will
+	// do; a time is good practice. `lifeboat check` sets it.
+	// +kubebuilder:validation:MaxLength=64
+	// +optional
+	CheckNow string `json:"checkNow,omitempty"`
+}
+
+// CheckOutcome is what became of one check. Skipped says nothing of what was to be checked.
+// +kubebuilder:validation:Enum=Passed;Failed;Skipped
+type CheckOutcome string
+
+const (
+	// CheckPassed: it is as it should be.
+	CheckPassed CheckOutcome = "Passed"
+	// CheckFailed: it is not; the message tells what to do.
+	CheckFailed CheckOutcome = "Failed"
+	// CheckSkipped: it could not be or needed not be looked at.
+	CheckSkipped CheckOutcome = "Skipped"
+)
+
+// CheckResult is one check of the way to a peer, made from inside this cluster.
+type CheckResult struct {
+	// name is what was checked: gateway, identity, control, version, clock or receiver.
+	Name string `json:"name"`
+	// about is whom or where it was about.
+	// +optional
+	About string `json:"about,omitempty"`
+	// outcome is Passed, Failed or Skipped.
+	Outcome CheckOutcome `json:"outcome"`
+	// message tells what was found and, where it failed, what to do.
+	// +optional
+	Message string `json:"message,omitempty"`
+}
+
+// CheckReport is the newest check of the way to a peer.
+type CheckReport struct {
+	// checkNow is the value of spec.checkNow that it answers.
+	CheckNow string `json:"checkNow"`
+	// at is when it ended.
+	At metav1.Time `json:"at"`
+	// results in the order they were made.
+	// +kubebuilder:validation:MaxItems=512
+	// +optional
+	Results []CheckResult `json:"results,omitempty"`
 }
 
 // ClusterPairStatus shows the link.
@@ -83,6 +128,9 @@ type ClusterPairStatus struct {
 	// peerProtocol is the peer's control protocol version.
 	// +optional
 	PeerProtocol int32 `json:"peerProtocol,omitempty"`
+	// check is what the newest check of the way to the peer found.
+	// +optional
+	Check *CheckReport `json:"check,omitempty"`
 	// observedGeneration is the spec this status was derived from.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`

@@ -95,6 +95,24 @@ type Rlink struct {
 	// +optional
 	StorageClassMap map[string]string `json:"storageClassMap,omitempty"`
 
+	// localEndpoint gives this side's receiver an address of its own: "name:port", ":port" or "name", whose port is 9002. The receiver
+	// listens on that port. Where a Service of that name exists it is used as it is, whatever its type; for ":port" any Service that
+	// selects the label app: <replication><rlink>. Otherwise Lifeboat makes one of type LoadBalancer. On a source it is kept for the day
+	// this side becomes the target. Empty means that the receiver is reached through the cluster's gateway. Examples: "db-in:9002", ":9005".
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([a-z]([-a-z0-9]{0,61}[a-z0-9])?)?(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?$') && self != ''",message="localEndpoint is name:port, :port or name: the name of a Service in this namespace, and a port from 1 to 65535"
+	// +kubebuilder:validation:MaxLength=69
+	// +optional
+	LocalEndpoint string `json:"localEndpoint,omitempty"`
+
+	// remoteAddress is host:port where this side reaches the peer's receiver instead of through the peer's gateway: the address of the
+	// peer's localEndpoint as it is seen from here, which may be a mapped one that the peer does not know. On a target it is kept for the
+	// day this side becomes the source. A session that runs goes on over the new address when it is changed.
+	// Empty means the gateway of the ClusterPair. Examples: "203.0.113.7:9002", "[2001:db8::7]:9002".
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([[][0-9a-fA-F:.]+[]]|[^]:/@ [][^:/@ ]*):([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$')",message="remoteAddress is host:port with a port from 1 to 65535, such as 203.0.113.7:9002; an IPv6 address goes in brackets, such as [2001:db8::7]:9002"
+	// +kubebuilder:validation:MaxLength=260
+	// +optional
+	RemoteAddress string `json:"remoteAddress,omitempty"`
+
 	// peerObjects is Create (the source asks the peer to make what is missing there) or Manual.
 	// +kubebuilder:default=Create
 	// +optional
@@ -331,6 +349,25 @@ type RlinkStatus struct {
 	// objects lists the Jobs, Deployments and claims that serve this link, as kind/name.
 	// +optional
 	Objects []string `json:"objects,omitempty"`
+	// logs are the commands that show what the Jobs and Deployments of this link say.
+	// +optional
+	Logs []string `json:"logs,omitempty"`
+	// endpoint shows what became of localEndpoint; absent without one.
+	// +optional
+	Endpoint *EndpointStatus `json:"endpoint,omitempty"`
+}
+
+// EndpointStatus is a receiver's own address, as far as this cluster knows it.
+type EndpointStatus struct {
+	// service leads to the receiver.
+	// +optional
+	Service string `json:"service,omitempty"`
+	// address is what the Service says of where it is reached; the peer may have to use another, mapped one.
+	// +optional
+	Address string `json:"address,omitempty"`
+	// message tells what is wrong or waited for; empty when nothing is.
+	// +optional
+	Message string `json:"message,omitempty"`
 }
 
 // ReceivingStatus is the link a target receives its replica through.

@@ -37,6 +37,7 @@ import (
 
 type managerOptions struct {
 	cluster, image           string
+	moverPriority            string
 	control, health, metrics string
 	leaderElection           bool
 }
@@ -53,6 +54,7 @@ func newManagerCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.cluster, "cluster-name", "", "name of this cluster, as peers and plans call it")
 	f.StringVar(&o.image, "image", "", "image that movers run: this one")
+	f.StringVar(&o.moverPriority, "mover-priority-class", "", "PriorityClass of movers (empty: the cluster's default)")
 	f.StringVar(&o.control, "control-address", ":9443", "where peers' managers are answered")
 	f.StringVar(&o.health, "health-address", ":8081", "where /healthz and /readyz are answered")
 	f.StringVar(&o.metrics, "metrics-address", ":8080", "where /metrics is answered (0: nowhere)")
@@ -131,11 +133,11 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o managerOptions) err
 	}
 	for _, c := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		&clusterpair.Reconciler{
-			Client: mgr.GetClient(), Cluster: o.cluster, Trust: l.Trust, Links: l.Peers, Events: mgr.GetEventRecorder("lifeboat-link"),
+			Client: mgr.GetClient(), Cluster: o.cluster, Trust: l.Trust, Links: l.Peers, Checker: l.Checker, Events: mgr.GetEventRecorder("lifeboat-link"),
 		},
 		&pvcgroup.Reconciler{Client: mgr.GetClient(), Live: live},
 		&replication.Reconciler{
-			Client: mgr.GetClient(), Live: live, Cluster: o.cluster, Image: o.image,
+			Client: mgr.GetClient(), Live: live, Cluster: o.cluster, Image: o.image, PriorityClass: o.moverPriority,
 			Peers: l.Peers, Trust: l.Trust, CA: l.CA, Movers: newMovers(l.CA, o.cluster, time.Now),
 			Events: mgr.GetEventRecorder("lifeboat-replication"), Nudges: nudges.Channel("Replication"),
 			Now: time.Now, Random: rand.Reader,

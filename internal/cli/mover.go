@@ -34,7 +34,8 @@ The final report, JSON, goes to the configured termination log.
 
 Exit codes: 0 the target holds the instant; 1 failed, trying again may help; 2 wrong configuration;
 3 refused, and trying again cannot help before somebody changes something: the report's errorKind is
-StaleEpoch, Conflict, Trust or Version.`,
+StaleEpoch, Conflict, Trust or Version; 4 told to stop (SIGTERM): what the target has acknowledged stays, and the next
+start goes on behind it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)

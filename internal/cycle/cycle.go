@@ -56,6 +56,9 @@ const (
 
 // Steps of a target.
 const (
+	// BindClaims starts a pod that mounts claims which get their volumes no other way, RemoveBinder removes it.
+	BindClaims   Step = "BindClaims"
+	RemoveBinder Step = "RemoveBinder"
 	// MakePair makes the static block volume and claim beside each of the user's claims.
 	MakePair Step = "MakePair"
 	// RemovePair removes them; the volumes stay.
@@ -137,6 +140,7 @@ type Decision struct {
 // Reasons. Those of a Problem come from who saw it.
 const (
 	ReasonReady                = "Ready"
+	ReasonBindingClaims        = "BindingClaims"
 	ReasonSuspended            = "Suspended"
 	ReasonSessionDue           = "SessionDue"
 	ReasonSessionRunning       = "SessionRunning"
@@ -259,6 +263,8 @@ type Mover struct {
 	Message string
 	// Ending is true when it is about to be through.
 	Ending bool
+	// Outdated is true when it dials another address than it should by now.
+	Outdated bool
 }
 
 func wait(phase, reason, message string, poll time.Duration) Decision {

@@ -302,6 +302,9 @@ func runSession(s Source) Decision {
 	case MoverEnding:
 		return running(Wait, ReasonSessionRunning, "waiting for the former mover to end before it is started again", Quick)
 	}
+	if s.Mover.Outdated {
+		return running(RemoveMover, ReasonSessionRunning, "the target's address was changed: the mover is started again and goes on where it was", Quick)
+	}
 	if s.Mover.Ending {
 		return running(FollowMover, ReasonSessionRunning, s.Mover.Message, Quick)
 	}

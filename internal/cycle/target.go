@@ -40,8 +40,8 @@ type Replica struct {
 	Sealed bool
 	// Receiver is Partial while it starts or ends, Outdated when it runs with another configuration.
 	Receiver Presence
-	// Door is true while sources can reach the receiver.
-	Door bool
+	// Door is true while sources can reach the receiver in any way, Ajar when others of its ways in are closed.
+	Door, Ajar bool
 	// Trouble tells why the receiver or the pair is not there yet.
 	Trouble string
 	// State is what the receiver says; nil when it does not answer.
@@ -85,6 +85,10 @@ type Target struct {
 	// SourceMissing tells that the other side has no Replication of this name, and how it is called there; empty when it has one, or
 	// nobody knows.
 	SourceMissing string
+	// Unbound names the claims that get their volumes when a pod mounts them; Binder is the pod that does so, with what holds it up.
+	Unbound       []string
+	Binder        Presence
+	BinderTrouble string
 
 	Replica Replica
 	// Recorded is the point saved last.
@@ -149,6 +153,9 @@ func nextTarget(s Target) Decision {
 		// A promotion was begun and taken back. The claims may have been free for a moment: what the spool knows of them is not trusted.
 		return dismantle(s.Replica, false, "the promotion was taken back; the replica is set up anew")
 	}
+	if d, binding := bind(s); binding {
+		return d
+	}
 	if s.Problem != nil {
 		return wait(Failed, s.Problem.Reason, s.Problem.Message, Patient)
 	}
@@ -156,6 +163,23 @@ func nextTarget(s Target) Decision {
 		return resize(s)
 	}
 	return keepReplica(s)
+}
+
+// bind gets claims their volumes that wait for a pod. The pod is gone before a replica is begun: both would hold the volume.
+func bind(s Target) (Decision, bool) {
+	claims := strings.Join(s.Unbound, ", ")
+	preparing := func(step Step, message string) (Decision, bool) {
+		return Decision{Step: step, Phase: Preparing, Reason: ReasonBindingClaims, Message: message, Poll: Quick}, true
+	}
+	switch {
+	case len(s.Unbound) > 0 && s.Binder == Absent:
+		return preparing(BindClaims, "starting a pod that mounts claims which wait for one: "+claims)
+	case len(s.Unbound) > 0:
+		return preparing(Wait, "waiting for the volumes of "+claims+because(s.BinderTrouble))
+	case s.Binder != Absent:
+		return preparing(RemoveBinder, "removing the pod that bound the claims")
+	}
+	return Decision{}, false
 }
 
 // leaveSource removes what a source leaves, then takes the role.
@@ -228,7 +252,7 @@ func keepReplica(s Target) Decision {
 	if r.Spool == Absent {
 		return preparing(MakeSpool, ReasonReplicaPreparing, "making the spool", 0)
 	}
-	if r.Receiver == Absent || r.Receiver == Outdated || !r.Door {
+	if r.Receiver == Absent || r.Receiver == Outdated || !r.Door || r.Ajar {
 		return preparing(StartReceiver, ReasonReceiverStarting, "starting the receiver", Quick)
 	}
 	if r.Receiver == Partial || r.Pair == Partial || r.Spool == Partial {

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/endpoint/endpointtest"
 	"lifeboat.dev/lifeboat/internal/link"
 	"lifeboat.dev/lifeboat/internal/link/control"
 	"lifeboat.dev/lifeboat/internal/link/identity"
@@ -99,7 +100,7 @@ func startWest(t *testing.T, east *identity.CA) west {
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: "t"}, Data: map[string][]byte{trust.KeyCA: east.CertPEM()}},
 	).Build()
 	ca := must(identity.NewCA("west", time.Now()))(t)
-	listener := newWire(must(net.Listen("tcp", "127.0.0.1:0"))(t))
+	listener := newWire(must(endpointtest.Listen())(t))
 	server := control.NewServer(control.ServerOptions{Cluster: "west", Version: "v0.1.0", Client: kube, Now: time.Now, Log: testr.New(t),
 		Own: identity.NewRotating(ca, identity.ManagerURI("west"), nil, time.Now)})
 	ctx, cancel := context.WithCancel(context.Background())

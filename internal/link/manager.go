@@ -37,6 +37,8 @@ type Link struct {
 	CA *identity.CA
 	// Trust reads pairs and the CAs of peers.
 	Trust trust.Reader
+	// Checker tries the ways to peers when somebody asks.
+	Checker *Checker
 }
 
 // AddToManager makes the cluster's CA if it has none, and adds control service and heartbeats to a manager that has not
@@ -66,5 +68,6 @@ func AddToManager(ctx context.Context, m manager.Manager, o Options) (*Link, err
 			return nil, fmt.Errorf("add link to manager: %w", err)
 		}
 	}
-	return &Link{Peers: peers, CA: ca, Trust: trust.Reader{Reader: reader}}, nil
+	checker := &Checker{Cluster: o.Cluster, Own: own, Reader: reader, Client: peers.Client, Now: o.Now}
+	return &Link{Peers: peers, CA: ca, Trust: trust.Reader{Reader: reader}, Checker: checker}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -49,6 +50,33 @@ func (r *Reconciler) adoptTrust(ctx context.Context, pair *v1alpha1.ClusterPair)
 		return fmt.Errorf("let Secret %s go with ClusterPair %s: %w", key, pair.Name, err)
 	}
 	return nil
+}
+
+// maxResults is how many results of a check are shown.
+const maxResults = 512
+
+// check answers spec.checkNow, once for each value.
+func (r *Reconciler) check(ctx context.Context, pair *v1alpha1.ClusterPair, s seen) {
+	asked, answered := pair.Spec.CheckNow, ""
+	if pair.Status.Check != nil {
+		answered = pair.Status.Check.CheckNow
+	}
+	if r.Checker == nil || asked == "" || asked == answered {
+		return
+	}
+	now := time.Now
+	if r.Now != nil {
+		now = r.Now
+	}
+	report := &v1alpha1.CheckReport{CheckNow: asked}
+	if s.reason != "" {
+		report.Results = []v1alpha1.CheckResult{{Name: "pair", About: pair.Name, Outcome: v1alpha1.CheckFailed, Message: s.message}}
+	} else {
+		report.Results = r.Checker.Check(ctx, pair, s.caPEM)
+	}
+	report.Results = report.Results[:min(len(report.Results), maxResults)]
+	report.At = metav1.NewTime(now())
+	pair.Status.Check = report
 }
 
 // tell makes an event of a link that changed.

@@ -42,6 +42,11 @@ type Links interface {
 	Changes() <-chan event.GenericEvent
 }
 
+// Checker tries every way to the peer of a pair, from this cluster's pods.
+type Checker interface {
+	Check(ctx context.Context, pair *v1alpha1.ClusterPair, caPEM []byte) []v1alpha1.CheckResult
+}
+
 // Reconciler keeps links and the status of ClusterPairs.
 type Reconciler struct {
 	client.Client
@@ -50,6 +55,10 @@ type Reconciler struct {
 	// Trust reads pairs and Secrets from the API server itself, not from a cache.
 	Trust trust.Reader
 	Links Links
+	// Checker tries the ways to peers; nil: nobody does.
+	Checker Checker
+	// Now is time.Now when nil.
+	Now func() time.Time
 	// Events may be nil.
 	Events events.EventRecorder
 }
@@ -104,6 +113,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	}
 	before := pair.DeepCopy()
 	report(&pair, r.Links.State(pair.Name))
+	r.check(ctx, &pair, seen)
 	err = condition.Save(ctx, r.Client, before, &pair)
 	switch {
 	case apierrors.IsConflict(err):

@@ -51,9 +51,11 @@ func (r *Reconciler) actAll(ctx context.Context, s *sight, next []cycle.Decision
 		}
 	}
 	for _, v := range s.gone {
-		if err := r.retire(ctx, v); err != nil {
+		if err := errors.Join(r.retire(ctx, v), r.removeEndpoints(ctx, v)); err != nil {
 			acted[0] = errors.Join(acted[0], err)
+			continue
 		}
+		v.status.Endpoint = nil
 	}
 	return acted
 }
@@ -105,7 +107,11 @@ func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 	case cycle.StartReceiver:
 		return r.startReceiver(ctx, v)
 	case cycle.CloseReceiver:
-		return r.delete(ctx, &corev1.Service{}, v.rep.Namespace, v.names.receiver())
+		return r.closeDoor(ctx, v)
+	case cycle.BindClaims:
+		return r.bindClaims(ctx, v)
+	case cycle.RemoveBinder:
+		return r.removeBinder(ctx, v)
 	case cycle.RemoveReceiver:
 		return r.removeReceiver(ctx, v)
 	case cycle.RemoveStrays:
@@ -205,6 +211,8 @@ func prepareRequest(v *view, group *v1alpha1.PVCGroup) control.PrepareRequest {
 	link := *v.rlink.DeepCopy()
 	link.PVCMap, link.StorageClassMap = inverse(v.rlink.PVCMap), inverse(v.rlink.StorageClassMap)
 	link.SuspendReplication = false
+	// These are this side's; the peer has its own.
+	link.LocalEndpoint, link.RemoteAddress = "", ""
 	request := control.PrepareRequest{
 		Key: v.key(),
 		Spec: v1alpha1.ReplicationSpec{Role: v1alpha1.RoleTarget, PVCGroupName: v.rep.Spec.PVCGroupName, Epoch: v.wanted().Epoch,
@@ -551,7 +559,7 @@ func (r *Reconciler) startReceiver(ctx context.Context, v *view) error {
 	if v.target == nil {
 		return nil
 	}
-	return r.create(ctx, receiverService(v))
+	return r.openDoor(ctx, v)
 }
 
 func (r *Reconciler) deployReceiver(ctx context.Context, v *view) error {

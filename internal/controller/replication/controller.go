@@ -44,8 +44,9 @@ import (
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=pvcgroups,verbs=delete
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;create;delete;patch
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;create;delete;patch
-// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;delete
-// +kubebuilder:rbac:groups="",resources=services;configmaps,verbs=get;list;create;delete
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;create;patch;delete
+// +kubebuilder:rbac:groups="",resources=services,verbs=get;list;create;patch;delete
+// +kubebuilder:rbac:groups="",resources=configmaps,verbs=get;list;create;delete
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=get;list;create;update;delete
 // +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;create;update;delete
 // +kubebuilder:rbac:groups=batch,resources=jobs,verbs=get;list;create;delete
@@ -88,11 +89,13 @@ type Reconciler struct {
 	// Cluster is this cluster's name.
 	Cluster string
 	// Image is what movers run: the manager's own.
-	Image  string
-	Peers  Peers
-	Trust  Trust
-	CA     *identity.CA
-	Movers Movers
+	Image string
+	// PriorityClass is the movers'; empty leaves it to the cluster.
+	PriorityClass string
+	Peers         Peers
+	Trust         Trust
+	CA            *identity.CA
+	Movers        Movers
 	// Events may be nil.
 	Events events.EventRecorder
 	// Nudges names Replications that a peer asks to be looked at; may be nil.
@@ -146,6 +149,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	}
 	next := seen.next()
 	acted := r.actAll(ctx, seen, next)
+	for _, v := range seen.links {
+		r.keepEndpoint(ctx, v)
+	}
 	// What was seen and decided is saved also when acting failed; only an act that went through may change what is remembered.
 	r.tell(seen, next, acted)
 	if err := condition.Save(ctx, r.Client, before, &rep); err != nil {

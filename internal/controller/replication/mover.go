@@ -33,6 +33,8 @@ const (
 	// exitMisconfigured and exitRefused are how a mover says that trying again cannot help.
 	exitMisconfigured = 2
 	exitRefused       = 3
+	// exitInterrupted is how it says that it was told to stop: nobody's failure.
+	exitInterrupted = 4
 	// moverRetries is how often a Job starts its pod again; each carries the same point and goes on where the last one was cut.
 	moverRetries = 8
 )
@@ -45,7 +47,7 @@ func (r *Reconciler) sourceConfig(v *view, l lists) engine.SourceConfig {
 	s := v.status.Session
 	c := engine.SourceConfig{
 		Replication: v.key().String(), Epoch: uint64(s.Epoch), Point: s.Point, PointTime: s.CutAt.UTC(),
-		Address: v.pair.Spec.GatewayAddress, ServerName: identity.ReceiverServerName(v.rep.Namespace, v.rep.Name),
+		Address: v.address(), ServerName: identity.ReceiverServerName(v.rep.Namespace, v.rep.Name),
 		IdentityDir: identityDir, PeerIdentity: identity.ReplicationURI(v.peerCluster(), v.rep.Namespace, v.rep.Name),
 		StatusListen: fmt.Sprintf(":%d", statusPort), ManagerIdentity: identity.ManagerURI(r.Cluster), TerminationLog: terminationFile,
 		Compression: engine.CompressionAuto,
@@ -92,12 +94,15 @@ func (r *Reconciler) moverJob(v *view, l lists) *batchv1.Job {
 	l.mountTokens(&pod, v.names.mover())
 	pod.RestartPolicy = corev1.RestartPolicyNever
 	return &batchv1.Job{
-		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.job(s.Point), Labels: labels, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.job(s.Point), Labels: labels, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)},
+			Annotations: map[string]string{annotationAddress: v.address()}},
 		Spec: batchv1.JobSpec{
 			BackoffLimit: &retries,
 			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{
 				{Action: batchv1.PodFailurePolicyActionFailJob, OnExitCodes: &batchv1.PodFailurePolicyOnExitCodesRequirement{
 					Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: []int32{exitMisconfigured, exitRefused}}},
+				{Action: batchv1.PodFailurePolicyActionIgnore, OnExitCodes: &batchv1.PodFailurePolicyOnExitCodesRequirement{
+					Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: []int32{exitInterrupted}}},
 				// A drained node is nobody's failure.
 				{Action: batchv1.PodFailurePolicyActionIgnore, OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{
 					{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}}},
@@ -114,6 +119,7 @@ func (r *Reconciler) podSpec(rep *v1alpha1.Replication, verb, config, secret str
 	special := mover(rep)
 	return corev1.PodSpec{
 		AutomountServiceAccountToken:  &no,
+		PriorityClassName:             r.PriorityClass,
 		EnableServiceLinks:            &no,
 		TerminationGracePeriodSeconds: &soon,
 		SecurityContext: &corev1.PodSecurityContext{
@@ -199,6 +205,20 @@ func judgeMover(v *view) (cycle.Mover, *engine.Report) {
 	}
 	slices.SortFunc(pods, func(a, b *corev1.Pod) int { return cmp.Compare(b.CreationTimestamp.Unix(), a.CreationTimestamp.Unix()) })
 	return judge(job, pods)
+}
+
+// outdated reports that a session's mover dials another address than it should by now: it is started again, and goes on where it was.
+func outdated(v *view) bool {
+	if v.pair == nil || v.status.Session == nil {
+		return false
+	}
+	for i := range v.jobs {
+		if v.jobs[i].Labels[v1alpha1.LabelPoint] == v.status.Session.Point {
+			told, ok := v.jobs[i].Annotations[annotationAddress]
+			return ok && told != v.address()
+		}
+	}
+	return false
 }
 
 func judge(job *batchv1.Job, pods []*corev1.Pod) (cycle.Mover, *engine.Report) {

@@ -108,6 +108,20 @@ func TestMoversAreToldWhatTheyNeedAndMayDoNothingElse(t *testing.T) {
 	if len(job.Name) > 63 || job.Spec.Template.Labels["app"] != "dbdr" {
 		t.Errorf("Job: %s %v", job.Name, job.Spec.Template.Labels)
 	}
+	// M-156: a mover that was told to stop, or whose node was drained, counts as no failure.
+	ignored := map[int32]bool{}
+	drained := false
+	for _, rule := range job.Spec.PodFailurePolicy.Rules {
+		if rule.Action == batchv1.PodFailurePolicyActionIgnore {
+			drained = drained || len(rule.OnPodConditions) == 1 && rule.OnPodConditions[0].Type == corev1.DisruptionTarget
+			if rule.OnExitCodes != nil {
+				ignored[rule.OnExitCodes.Values[0]] = true
+			}
+		}
+	}
+	if !ignored[engine.ExitInterrupted] || ignored[engine.ExitFailed] || !drained || exitInterrupted != engine.ExitInterrupted {
+		t.Errorf("what is no failure: %+v", job.Spec.PodFailurePolicy.Rules)
+	}
 	v.members[0].Volume, v.members[1].Volume = &corev1.PersistentVolume{}, &corev1.PersistentVolume{}
 	for _, pod := range []corev1.PodSpec{job.Spec.Template.Spec, r.receiverDeployment(v).Spec.Template.Spec} {
 		c := pod.Containers[0].SecurityContext

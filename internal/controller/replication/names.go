@@ -12,6 +12,9 @@ const (
 	componentClone   = "clone"
 	componentReplica = "replica"
 	componentSpool   = "spool"
+	// componentEndpoint is of the Service that localEndpoint asks for, componentBinder of the pod that binds claims.
+	componentEndpoint = "endpoint"
+	componentBinder   = "binder"
 )
 
 const (
@@ -25,6 +28,8 @@ const (
 	annotationSealed = "lifeboat.dev/sealed"
 	// labelConfig is the digest of the configuration a receiver runs with.
 	labelConfig = "lifeboat.dev/config"
+	// annotationAddress of a Job is where its mover was told to dial.
+	annotationAddress = "lifeboat.dev/address"
 )
 
 // names of everything that serves one link of one Replication.
@@ -46,6 +51,12 @@ func (n names) receiver() string { return snapshot.Name("lb", n.replication, n.r
 func (n names) receiverConfig(digest string) string {
 	return snapshot.Name("lb", n.replication, n.rlink, "receiver", digest)
 }
+
+// endpoint is the Service of localEndpoint when it names none.
+func (n names) endpoint() string { return snapshot.Name("lb", n.replication, n.rlink, "endpoint") }
+
+// binder is the pod that binds claims which wait for one.
+func (n names) binder() string { return snapshot.Name("lb", n.replication, n.rlink, "binder") }
 
 func (n names) spool() string { return snapshot.Name("lb", n.replication, "spool") }
 

@@ -147,7 +147,8 @@ func (s *side) grow(claim *corev1.PersistentVolumeClaim, pods []corev1.Pod) {
 
 func (s *side) bind(claim *corev1.PersistentVolumeClaim) {
 	ctx := s.w.t.Context()
-	if class := claim.Spec.StorageClassName; class != nil && *class == "late" && claim.Annotations["volume.kubernetes.io/selected-node"] == "" {
+	// The spool's first pod is the receiver's, which is scheduled with it.
+	if class := claim.Spec.StorageClassName; class != nil && *class == "late" && claim.Labels[v1alpha1.LabelComponent] != componentSpool && claim.Annotations["volume.kubernetes.io/selected-node"] == "" {
 		return
 	}
 	var volume corev1.PersistentVolume
@@ -261,6 +262,7 @@ func (s *side) playPods() {
 			s.pod(d.Name+"-"+d.Spec.Template.Labels[labelConfig], owner, d.Spec.Template)
 		}
 	}
+	s.playBinders(pods.Items)
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		owner, ours := pod.Annotations["owner"]
@@ -269,6 +271,32 @@ func (s *side) playPods() {
 			delete(s.states, pod.Status.PodIP)
 			s.mu.Unlock()
 			s.must(s.kube.Delete(ctx, pod, client.GracePeriodSeconds(0)))
+		}
+	}
+}
+
+// playBinders lets the scheduler place pods that are there to bind claims, and ends them once they were mounted.
+func (s *side) playBinders(pods []corev1.Pod) {
+	ctx := s.w.t.Context()
+	for i := range pods {
+		pod := &pods[i]
+		if pod.Labels[v1alpha1.LabelComponent] != componentBinder || pod.Status.Phase == corev1.PodSucceeded || s.holdClaims {
+			continue
+		}
+		waiting := false
+		for _, volume := range pod.Spec.Volumes {
+			var claim corev1.PersistentVolumeClaim
+			s.must(s.kube.Get(ctx, s.key(volume.PersistentVolumeClaim.ClaimName), &claim))
+			waiting = waiting || claim.Status.Phase != corev1.ClaimBound
+			if claim.Annotations["volume.kubernetes.io/selected-node"] == "" {
+				before := claim.DeepCopy()
+				metav1.SetMetaDataAnnotation(&claim.ObjectMeta, "volume.kubernetes.io/selected-node", "node")
+				s.must(s.kube.Patch(ctx, &claim, client.MergeFrom(before)))
+			}
+		}
+		if !waiting && pod.DeletionTimestamp.IsZero() {
+			pod.Status.Phase = corev1.PodSucceeded
+			s.must(s.kube.Status().Update(ctx, pod))
 		}
 	}
 }

@@ -544,6 +544,8 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view, moving bool) er
 		// It was well on its way and has fallen silent: most likely it is through.
 		s.Mover.Ending = v.status.Session.Percent >= 50
 	}
+	// One that is about to commit is let through.
+	s.Mover.Outdated = outdated(v) && (v.state == nil || v.state.Phase != engine.PhaseCommitting && v.state.Phase != engine.PhaseDone)
 	s.Stale = stale(v)
 	return nil
 }
@@ -578,6 +580,7 @@ func (r *Reconciler) observeTargets(ctx context.Context, all *sight) error {
 	for _, gone := range all.gone {
 		s.Leftover = append(s.Leftover, leftover(gone)...)
 	}
+	observeBinding(v, s)
 	users, err := r.users(ctx, v)
 	if err != nil {
 		return err
@@ -809,6 +812,11 @@ func stale(v *view) []string {
 			out = append(out, "PersistentVolumeClaim "+claim.Name)
 		}
 	}
+	for i := range v.pods {
+		if pod := &v.pods[i]; pod.Labels[v1alpha1.LabelComponent] == componentBinder && pod.DeletionTimestamp.IsZero() {
+			out = append(out, "Pod "+pod.Name)
+		}
+	}
 	for _, s := range v.snapshots {
 		if s.Purpose == snapshot.ForSession && s.Point != current && s.Point != base && !s.Deleting {
 			out = append(out, "VolumeSnapshot "+s.Name)
@@ -875,7 +883,7 @@ func (r *Reconciler) users(ctx context.Context, v *view) ([]string, error) {
 	if err := r.Live.List(ctx, &pods, client.InNamespace(v.rep.Namespace)); err != nil {
 		return nil, fmt.Errorf("list pods of namespace %s: %w", v.rep.Namespace, err)
 	}
-	others := slices.DeleteFunc(pods.Items, func(pod corev1.Pod) bool { return receives(&pod, v.rep.Name) })
+	others := slices.DeleteFunc(pods.Items, func(pod corev1.Pod) bool { return receives(&pod, v.rep.Name) || binds(&pod, v.rep.Name) })
 	// Also the claims of before: a group that cannot be read right now has not let go of them.
 	return mounting(others, append(v.memberNames(), v.rep.Status.Claims...)), nil
 }

@@ -72,7 +72,7 @@ func (r *Reconciler) observeReplica(ctx context.Context, all *sight) error {
 	if spool != nil {
 		s.Sealed = spool.Annotations[annotationSealed] == "true"
 	}
-	s.Door = v.replica.service != nil
+	s.Door, s.Ajar = observeDoor(v)
 	s.Pair = pairPresence(v)
 	v.replica.wanted = r.targetConfig(v)
 	if v.replica.digest, err = r.configDigest(v.rep, v.replica.wanted); err != nil {
@@ -239,7 +239,7 @@ func podReady(pod *corev1.Pod) bool {
 func (r *Reconciler) targetConfig(v *view) engine.TargetConfig {
 	c := engine.TargetConfig{
 		Replication: v.key().String(), Epoch: uint64(v.wanted().Epoch), ReplicaHolds: engine.HoldsData, Spool: spoolDir,
-		Listen: fmt.Sprintf(":%d", dataPort), StatusListen: fmt.Sprintf(":%d", statusPort), IdentityDir: identityDir,
+		Listen: fmt.Sprintf(":%d", v.listensOn()), StatusListen: fmt.Sprintf(":%d", statusPort), IdentityDir: identityDir,
 		PeerIdentity: identity.ReplicationURI(v.peerCluster(), v.rep.Namespace, v.rep.Name), ManagerIdentity: identity.ManagerURI(r.Cluster),
 	}
 	if spool := v.claim(v.names.spool()); spool != nil && spool.Annotations[annotationHolds] == string(engine.HoldsNothing) {
@@ -275,9 +275,9 @@ func (r *Reconciler) receiverDeployment(v *view) *appsv1.Deployment {
 	one := int32(1)
 	pod := r.podSpec(v.rep, "target", v.names.receiverConfig(v.replica.digest), v.names.receiver())
 	main := &pod.Containers[0]
-	main.Ports = append(main.Ports, corev1.ContainerPort{Name: "data", ContainerPort: dataPort})
+	main.Ports = append(main.Ports, corev1.ContainerPort{Name: portName, ContainerPort: v.listensOn()})
 	main.ReadinessProbe = &corev1.Probe{
-		ProbeHandler:  corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(dataPort)}},
+		ProbeHandler:  corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString(portName)}},
 		PeriodSeconds: 1, FailureThreshold: 3,
 	}
 	pod.Volumes = append(pod.Volumes, corev1.Volume{Name: "spool", VolumeSource: corev1.VolumeSource{
@@ -292,6 +292,9 @@ func (r *Reconciler) receiverDeployment(v *view) *appsv1.Deployment {
 		for i, m := range v.members {
 			mountDevice(&pod, i, v.names.replicaClaim(m.Name))
 		}
+	}
+	if v.target == nil {
+		delete(labels, labelApp) // nobody shall reach a receiver that is needed once more
 	}
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.receiver(), Labels: v.names.labels(v1alpha1.ComponentReceiver),
@@ -312,7 +315,7 @@ func receiverService(v *view) *corev1.Service {
 			OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
 		Spec: corev1.ServiceSpec{
 			Selector: map[string]string{v1alpha1.LabelReplication: v.rep.Name, v1alpha1.LabelRlink: v.rlink.RlinkName, v1alpha1.LabelComponent: v1alpha1.ComponentReceiver},
-			Ports:    []corev1.ServicePort{{Name: "data", Port: dataPort, TargetPort: intstr.FromInt32(dataPort)}},
+			Ports:    []corev1.ServicePort{{Name: portName, Port: dataPort, TargetPort: intstr.FromString(portName)}},
 		},
 	}
 }
@@ -379,8 +382,8 @@ func spoolClaim(v *view, holds engine.Content) *corev1.PersistentVolumeClaim {
 }
 
 // holds tells what the volumes hold before a first replica is begun on them: nothing only when every claim was made for this
-// Replication, lately, and neither a replica nor a pod was ever on it. A pod leaves at least a file system, and the
-// scheduler leaves its choice of node on claims that waited for one.
+// Replication, lately, and neither a replica nor a pod was ever on it. A pod leaves at least a file system, also the one
+// that Lifeboat itself starts to bind a claim, and the scheduler leaves its choice of node on claims that waited for one.
 func holds(v *view) engine.Content {
 	for _, m := range v.members {
 		a := m.Claim.Annotations

@@ -57,6 +57,7 @@ func (r *Reconciler) tell(seen *sight, next []cycle.Decision, acted []error) {
 		v.status.WaitingFor = waitingFor(d)
 		v.status.ReceiverReady = receiverReady(v, d)
 		v.status.Objects = objects(v)
+		v.status.Logs = logs(v)
 		tellPoints(v)
 		tellSchedule(v, d)
 		tellProgress(v, d)
@@ -81,7 +82,7 @@ func phase(next []cycle.Decision) string {
 // tellGone drops the status of links that are not in the spec any more once nothing of them is left.
 func tellGone(seen *sight) {
 	for _, v := range seen.gone {
-		v.status.Session, v.status.WaitingFor, v.status.Objects = nil, "being removed: it is not in spec.rlinks any more", objects(v)
+		v.status.Session, v.status.WaitingFor, v.status.Objects, v.status.Logs = nil, "being removed: it is not in spec.rlinks any more", objects(v), logs(v)
 	}
 	clean := func(s v1alpha1.RlinkStatus) bool {
 		return slices.ContainsFunc(seen.gone, func(v *view) bool {
@@ -303,6 +304,19 @@ func objects(v *view) []string {
 	}
 	for _, claim := range v.claims {
 		out = append(out, "PersistentVolumeClaim/"+claim.Name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// logs are the commands that show what the link's movers say: the running session's, and the receiver's.
+func logs(v *view) []string {
+	var out []string
+	for _, job := range v.jobs {
+		out = append(out, fmt.Sprintf("kubectl -n %s logs job/%s", v.rep.Namespace, job.Name))
+	}
+	if d := v.replica.deployment; d != nil {
+		out = append(out, fmt.Sprintf("kubectl -n %s logs deployment/%s", v.rep.Namespace, d.Name))
 	}
 	slices.Sort(out)
 	return out

@@ -361,6 +361,9 @@ func decideLink(want wanted, changed *v1alpha1.Replication) string {
 			return fmt.Sprintf("Replication %s: rlink %s leads to another cluster than %s on cluster %s (ClusterPair %s): give the link the same name on both sides, and each its own",
 				want.Key, link.RlinkName, want.caller, want.here, changed.Spec.Rlinks[i].ClusterPair)
 		case same >= 0:
+			// What a person told this side of the network stays: the source knows neither address.
+			own := changed.Spec.Rlinks[same]
+			link.LocalEndpoint, link.RemoteAddress = own.LocalEndpoint, own.RemoteAddress
 			changed.Spec.Rlinks[same] = link
 		default:
 			changed.Spec.Rlinks = append(changed.Spec.Rlinks, link)

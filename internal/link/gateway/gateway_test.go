@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/endpoint/endpointtest"
 	"lifeboat.dev/lifeboat/internal/link/gateway"
 	"lifeboat.dev/lifeboat/internal/link/identity"
 )
@@ -56,7 +57,7 @@ type running struct {
 
 func start(t *testing.T, g *gateway.Gateway) *running {
 	t.Helper()
-	return serve(t, g, must(net.Listen("tcp", "127.0.0.1:0"))(t))
+	return serve(t, g, must(endpointtest.Listen())(t))
 }
 
 func serve(t *testing.T, g *gateway.Gateway, listener net.Listener) *running {
@@ -127,7 +128,7 @@ func identities(t *testing.T, serverName string) ends {
 // backend accepts TLS connections and hands each to serve.
 func backend(t *testing.T, config *tls.Config, serve func(*tls.Conn)) string {
 	t.Helper()
-	listener := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	listener := must(endpointtest.Listen())(t)
 	t.Cleanup(func() { _ = listener.Close() })
 	go func() {
 		for {
@@ -193,7 +194,7 @@ func TestTheGatewayDoesNotWeakenTrust(t *testing.T) {
 }
 
 func TestWhatIsNotPassedOnIsClosedAndCounted(t *testing.T) {
-	nowhere := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	nowhere := must(endpointtest.Listen())(t)
 	_ = nowhere.Close()
 	r := start(t, &gateway.Gateway{
 		Router:       routes{"gone.shop.receiver.lifeboat": nowhere.Addr().String()},
@@ -262,7 +263,7 @@ func TestAProbeOfThePortIsNoRefusal(t *testing.T) {
 // raw passes plain TCP after a ClientHello, which is all the gateway looks at.
 func rawBackend(t *testing.T) (address string, accepted chan *net.TCPConn) {
 	t.Helper()
-	listener := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	listener := must(endpointtest.Listen())(t)
 	t.Cleanup(func() { _ = listener.Close() })
 	accepted = make(chan *net.TCPConn, 1)
 	go func() {
@@ -440,5 +441,21 @@ func TestServicesRouteByServerName(t *testing.T) {
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%s: %q %v, want %q", name, got, err, want)
 		}
+	}
+}
+
+// The gateway passes connections on where there is no IPv4, and finds backends by IPv6 ClusterIPs.
+func TestTheGatewayNeedsNoIPv4(t *testing.T) {
+	endpointtest.OnlyIPv6(t, "^(TestBytesPassUnopenedAndEachDirectionEndsByItself|TestTheGatewayDoesNotWeakenTrust|TestServicesRouteByServerName)$")
+}
+
+func TestABackendMayHaveAnIPv6Address(t *testing.T) {
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: "lifeboat-manager"},
+		Spec:       corev1.ServiceSpec{ClusterIP: "fd00:10::7", Ports: []corev1.ServicePort{{Name: "control", Port: 9443}}},
+	}
+	services := gateway.Services{Reader: fake.NewClientBuilder().WithObjects(service).Build()}
+	if got, err := services.Route(identity.ManagerServerName); err != nil || got != "[fd00:10::7]:9443" {
+		t.Errorf("%s, %v", got, err)
 	}
 }

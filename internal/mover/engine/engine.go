@@ -34,6 +34,7 @@ const (
 	ExitFailed        = 1
 	ExitConfiguration = 2
 	ExitRefused       = 3 // trying again cannot help until somebody changes something
+	ExitInterrupted   = 4 // told to stop: whoever starts it again goes on where it was
 )
 
 // ExitCode is how a process says this report in one number.
@@ -45,6 +46,8 @@ func (r Report) ExitCode() int {
 		return ExitConfiguration
 	case r.Kind.ForGood():
 		return ExitRefused
+	case r.Kind == KindCancelled:
+		return ExitInterrupted
 	}
 	return ExitFailed
 }

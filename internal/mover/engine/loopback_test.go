@@ -7,13 +7,13 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"lifeboat.dev/lifeboat/internal/endpoint/endpointtest"
 	"lifeboat.dev/lifeboat/internal/mover/change"
 	"lifeboat.dev/lifeboat/internal/mover/digest"
 	"lifeboat.dev/lifeboat/internal/mover/engine"
@@ -63,7 +63,7 @@ func newSite(t *testing.T, size int64) *site {
 // freeAddress is a loopback address nobody listens on.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := endpointtest.Listen()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -474,6 +474,26 @@ func TestConflictsNameBothSides(t *testing.T) {
 	}
 }
 
+// M-100: without an answer to its greeting a session says whom it did not reach, and the replica is as it was; it ends when it is told to.
+func TestASourceThatNobodyAnswersSaysSoAndChangesNothing(t *testing.T) {
+	s := newSite(t, 1<<20)
+	s.write(0, 1<<20, 1, false)
+	before, err := os.ReadFile(s.replica)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := s.session("p1")
+	ctx, stop := context.WithTimeout(t.Context(), time.Second)
+	defer stop()
+	r := engine.RunSource(ctx, cfg, "test", quiet())
+	if r.Done || r.BytesWire != 0 || r.Attempts == 0 || r.Error == "" {
+		t.Errorf("nobody answers, and it says %+v", r)
+	}
+	if after, err := os.ReadFile(s.replica); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the replica was changed, %v", err)
+	}
+}
+
 func TestASourceWaitsForALinkThatIsDown(t *testing.T) {
 	s := newSite(t, 1<<20)
 	s.write(0, 1<<20, 1, false)
@@ -518,4 +538,34 @@ func TestBadConfigurationsNameTheField(t *testing.T) {
 			t.Errorf("%s: got %v, expected a complaint about %s", content, err, field)
 		}
 	}
+}
+
+// Sessions and status between two movers that have no IPv4 at all.
+func TestMoversNeedNoIPv4(t *testing.T) {
+	endpointtest.OnlyIPv6(t, "^(TestAFullCopyAndThenOnlyWhatDiffers|TestASourceWaitsForALinkThatIsDown|TestASourceThatIsToldToStopGoesOn|TestWrongTrustIsRefusedForGood)$")
+}
+
+// M-156: a mover that is told to stop, as when its node is drained, says so by its exit code; the next one goes on where it was.
+func TestASourceThatIsToldToStopGoesOn(t *testing.T) {
+	s := newSite(t, 48<<20)
+	s.start()
+	s.write(0, 48<<20, 3, false)
+	cfg := s.session("p1")
+	cfg.BandwidthLimit = 24 << 20
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := make(chan engine.Report, 1)
+	go func() { done <- engine.RunSource(ctx, cfg, "test", quiet()) }()
+	s.await(func(st engine.State) bool { return st.Point == "p1" && st.BytesDone >= 12<<20 })
+	stop()
+	r := <-done
+	if r.Done || r.Kind != engine.KindCancelled || r.ExitCode() != engine.ExitInterrupted {
+		t.Fatalf("told to stop, it says %+v, exit code %d", r, r.ExitCode())
+	}
+	cfg.BandwidthLimit = 0
+	again := s.run(cfg)
+	if !again.Done || again.Resumed != 1 || again.BytesResent != 0 || again.BytesData >= 48<<20 {
+		t.Errorf("started again: %+v", again)
+	}
+	t.Logf("the first sent %d bytes, the second %d", r.BytesData, again.BytesData)
 }
