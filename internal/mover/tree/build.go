@@ -251,6 +251,8 @@ func (b *builder) open(it *wire.TreeItem, in *folder, name string) (fd int, fres
 		return fd, false, err
 	}
 	create := func() error {
+		in.making.Lock()
+		defer in.making.Unlock()
 		return b.do("create", it.Path, func() error {
 			fd, err = unix.Openat(in.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, uint32(it.Meta.Mode&0o777|0o200))
 			return err
@@ -405,6 +407,8 @@ func (b *builder) meta(it *wire.TreeItem, fd int, in *folder, fresh bool) error 
 // special makes what is neither file nor directory.
 func (b *builder) special(it *wire.TreeItem, in *folder, name string) error {
 	create := func() error {
+		in.making.Lock()
+		defer in.making.Unlock()
 		return b.do("create", it.Path, func() error {
 			mode := uint32(it.Meta.Mode & 0o777)
 			switch it.Meta.Kind {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sort"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -25,6 +26,9 @@ type folder struct {
 	refs atomic.Int32
 	// acl is what files made here inherit: 0 unknown, 1 nothing, 2 an access control list.
 	acl atomic.Int32
+	// making is held while a name is made here. The kernel makes one name of a directory at a time: without it the others
+	// would not sleep but spin in the kernel, and take the processors from whoever has work.
+	making sync.Mutex
 }
 
 func newFolder(fd int, path string) *folder {
