@@ -296,8 +296,12 @@ func (t *Target) applyTrees(ctx context.Context, d *spool.Delta) error {
 	return nil
 }
 
-// cleanTrees removes what an apply that is over, or was given up, had set aside.
+// cleanTrees removes what an apply that is over, or was given up, had set aside. A first copy that goes straight to the
+// replica has objects set aside for names that are still to come, also while no connection brings any.
 func (t *Target) cleanTrees() {
+	if t.spool.State().Delta != nil && t.spool.State().Delta.Direct {
+		return
+	}
 	for v := range t.members {
 		if err := tree.Clean(t.cfg.Volumes[v].Device); err != nil {
 			t.parts.Log.Warn("what was set aside in the tree is left", "tree", t.members[v].Name, "error", err.Error())

@@ -143,3 +143,31 @@ func TestTreesAndBlocksAreNotMixed(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// A receiver that starts again in the middle of a first copy goes on with it: what is set aside for names that are still to
+// come stays.
+func TestAFirstCopyOfLinksOutlivesItsReceiver(t *testing.T) {
+	s := forest(t)
+	s.put("a", 100_000, 1)
+	s.put("m", 20<<20, 2)
+	if err := os.Link(filepath.Join(s.source, "a"), filepath.Join(s.source, "z")); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	cfg := s.session("p1")
+	cfg.BandwidthLimit, cfg.Compression = 2<<20, engine.CompressionOff
+	report := make(chan engine.Report, 1)
+	go func() { report <- s.run(cfg) }()
+	s.await(func(engine.State) bool {
+		_, err := os.Stat(filepath.Join(s.replica, "m")) // what comes after a has begun
+		return err == nil
+	})
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	if r := <-report; !r.Done || r.Attempts < 2 || r.Tier != "full" {
+		t.Errorf("%+v", r)
+	}
+	s.sameTrees()
+}

@@ -248,7 +248,7 @@ func (l *ledger) enter(path string, m *wire.TreeMeta, it *wire.TreeItem) error {
 	return nil
 }
 
-// keepItem is a copy of a directory's item that outlives the record it came in.
+// keepItem is a copy of an item that outlives the record it came in.
 func keepItem(it *wire.TreeItem) *wire.TreeItem {
 	if it == nil {
 		return nil
@@ -341,7 +341,8 @@ func (l *ledger) put(it *wire.TreeItem, old *wire.TreeListed) error {
 		if it.Meta.Size <= digest.BlockSize && it.Op == wire.TreeNew {
 			return violation("blocks for %q of %d bytes", it.Path, it.Meta.Size)
 		}
-		l.file = &openFile{item: *it, base: base, had: min(had, it.Meta.Blocks()), sum: newFileDigest()}
+		// Its attributes are needed when its record is gone: by a connection that goes on inside it.
+		l.file = &openFile{item: *keepItem(it), base: base, had: min(had, it.Meta.Blocks()), sum: newFileDigest()}
 		if l.w != nil {
 			l.file.begin = l.w.offset()
 		}

@@ -57,7 +57,9 @@ func newWorld(t testing.TB) *world {
 	must(t, os.Mkdir(w.target, 0o755))
 	w.openSpool(filepath.Join(base, "spool"))
 	t.Cleanup(func() {
-		_ = w.sp.Close()
+		if w.sp != nil {
+			_ = w.sp.Close()
+		}
 		_ = w.dir.Close()
 	})
 	return w
@@ -80,20 +82,34 @@ func (w *world) begin() {
 		return
 	}
 	w.points++
-	must(w.t, w.sp.Begin(spool.Delta{
-		Point: session.Point{ID: fmt.Sprintf("p%d", w.points)}, Tier: wire.TierDigest, Direct: st.Committed == nil,
-		Members: []wire.Member{{Name: "files"}},
-	}))
+	must(w.t, w.sp.Begin(delta(fmt.Sprintf("p%d", w.points), st.Committed == nil)))
+}
+
+func delta(point string, direct bool) spool.Delta {
+	return spool.Delta{
+		Point: session.Point{ID: point}, Tier: wire.TierDigest, Direct: direct, Members: []wire.Member{{Name: "files"}},
+	}
 }
 
 // transfer runs one connection of the session.
 func (w *world) transfer() (sent, received Totals, sendErr, receiveErr error) {
 	w.t.Helper()
 	w.begin()
-	r, err := NewReceiver(w.sp, 0, w.target, w.receive)
+	sent, received, sendErr, receiveErr, err := w.connect()
 	must(w.t, err)
+	return sent, received, sendErr, receiveErr
+}
+
+// connect runs one connection for the delta that is arriving; err says why there was none.
+func (w *world) connect() (sent, received Totals, sendErr, receiveErr, err error) {
+	r, err := NewReceiver(w.sp, 0, w.target, w.receive)
+	if err != nil {
+		return sent, received, nil, nil, err
+	}
 	defer r.Close()
-	must(w.t, w.sp.OpenLog(r.Restore))
+	if err := w.sp.OpenLog(r.Restore); err != nil {
+		return sent, received, nil, nil, err
+	}
 	a, b := pair(w.t)
 	from := &cutter{Conn: a, frames: w.cut}
 	var wg sync.WaitGroup
@@ -126,7 +142,7 @@ func (w *world) transfer() (sent, received Totals, sendErr, receiveErr error) {
 		_ = s.Close()
 	})
 	wg.Wait()
-	return sent, received, sendErr, receiveErr
+	return sent, received, sendErr, receiveErr, nil
 }
 
 // commit commits and applies what arrived.
