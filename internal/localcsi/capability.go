@@ -8,12 +8,14 @@ import (
 )
 
 // accessModes are the modes a volume on one node can give, and what they mean here.
-var accessModes = map[csi.VolumeCapability_AccessMode_Mode]struct{ readOnly, single bool }{
+var accessModes = map[csi.VolumeCapability_AccessMode_Mode]struct{ readOnly, single, shared bool }{
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER:        {},
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER: {single: true},
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:  {},
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:   {readOnly: true},
 	csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:    {readOnly: true},
+	// All pods that share it are on the one node there is.
+	csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER: {shared: true},
 }
 
 // wish is how a volume is to be used.
@@ -33,9 +35,12 @@ func wishOf(c *csi.VolumeCapability) (wish, error) {
 	mode, ok := accessModes[c.GetAccessMode().GetMode()]
 	if !ok {
 		return wish{}, refuse(codes.InvalidArgument,
-			"access mode %s: volumes of this driver live on one node; use ReadWriteOnce, ReadWriteOncePod or ReadOnlyMany", c.GetAccessMode().GetMode())
+			"access mode %s: volumes of this driver live on one node; use ReadWriteOnce, ReadWriteOncePod, ReadOnlyMany, or ReadWriteMany for file systems", c.GetAccessMode().GetMode())
 	}
 	w := wish{readOnly: mode.readOnly, single: mode.single}
+	if c.GetBlock() != nil && mode.shared {
+		return wish{}, refuse(codes.InvalidArgument, "access mode %s of a block volume: only file systems are shared; use ReadWriteOnce, or volumeMode Filesystem", c.GetAccessMode().GetMode())
+	}
 	if c.GetBlock() != nil {
 		w.block = true
 		return w, nil

@@ -364,6 +364,20 @@ func TestDeviceUsesDirectIO(t *testing.T) {
 	}
 }
 
+// There is one node, so all pods that share a file system are on it.
+func TestAFileSystemIsShared(t *testing.T) {
+	n := newNode(t)
+	shared := fsCapability("")
+	shared.AccessMode.Mode = csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
+	id := n.create("v", 64*mib, shared, nil)
+	first := n.use(id, "v", "first", shared)
+	must(t, n.tryPublish(id, "v", "second", shared, false))
+	must(t, os.WriteFile(filepath.Join(first, "a"), []byte("shared"), 0o644))
+	if got, err := os.ReadFile(filepath.Join(n.target(id, "second"), "a")); err != nil || string(got) != "shared" {
+		t.Errorf("the second pod reads %q, %v", got, err)
+	}
+}
+
 func TestReadOnlyPublications(t *testing.T) {
 	n := newNode(t)
 	files := n.create("files", 64*mib, fsCapability(""), nil)
@@ -438,18 +452,18 @@ func TestPagesContinueThoughEntriesGo(t *testing.T) {
 
 func TestRequestsThatMakeNoSense(t *testing.T) {
 	n := newNode(t)
-	manyNodes := fsCapability("")
+	manyNodes := blockCapability()
 	manyNodes.AccessMode.Mode = csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
 	for name, c := range map[string]struct {
 		request *csi.CreateVolumeRequest
 		want    codes.Code
 	}{
-		"ReadWriteMany":           {&csi.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*csi.VolumeCapability{manyNodes}}, codes.InvalidArgument},
-		"unknown file system":     {&csi.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*csi.VolumeCapability{fsCapability("zfs")}}, codes.InvalidArgument},
-		"xfs on too few bytes":    {&csi.CreateVolumeRequest{Name: "v", CapacityRange: &csi.CapacityRange{RequiredBytes: 64 * mib}, VolumeCapabilities: []*csi.VolumeCapability{fsCapability("xfs")}}, codes.OutOfRange},
-		"misspelt parameter":      {&csi.CreateVolumeRequest{Name: "v", Parameters: map[string]string{"fstype": "xfs"}, VolumeCapabilities: []*csi.VolumeCapability{fsCapability("")}}, codes.InvalidArgument},
-		"other node":              {&csi.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*csi.VolumeCapability{fsCapability("")}, AccessibilityRequirements: &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{TopologyKey: "node-2"}}}}}, codes.ResourceExhausted},
-		"limit below requirement": {&csi.CreateVolumeRequest{Name: "v", CapacityRange: &csi.CapacityRange{RequiredBytes: gib, LimitBytes: mib}, VolumeCapabilities: []*csi.VolumeCapability{fsCapability("")}}, codes.InvalidArgument},
+		"ReadWriteMany as a block": {&csi.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*csi.VolumeCapability{manyNodes}}, codes.InvalidArgument},
+		"unknown file system":      {&csi.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*csi.VolumeCapability{fsCapability("zfs")}}, codes.InvalidArgument},
+		"xfs on too few bytes":     {&csi.CreateVolumeRequest{Name: "v", CapacityRange: &csi.CapacityRange{RequiredBytes: 64 * mib}, VolumeCapabilities: []*csi.VolumeCapability{fsCapability("xfs")}}, codes.OutOfRange},
+		"misspelt parameter":       {&csi.CreateVolumeRequest{Name: "v", Parameters: map[string]string{"fstype": "xfs"}, VolumeCapabilities: []*csi.VolumeCapability{fsCapability("")}}, codes.InvalidArgument},
+		"other node":               {&csi.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*csi.VolumeCapability{fsCapability("")}, AccessibilityRequirements: &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{TopologyKey: "node-2"}}}}}, codes.ResourceExhausted},
+		"limit below requirement":  {&csi.CreateVolumeRequest{Name: "v", CapacityRange: &csi.CapacityRange{RequiredBytes: gib, LimitBytes: mib}, VolumeCapabilities: []*csi.VolumeCapability{fsCapability("")}}, codes.InvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := n.controller.CreateVolume(t.Context(), c.request)
