@@ -13,6 +13,19 @@ type PVCRef struct {
 	PVCName string `json:"pvcName"`
 }
 
+// VolumeAccess tells whether volumes are replicated as block devices or by their files.
+// +kubebuilder:validation:Enum=Auto;Block;Files
+type VolumeAccess string
+
+const (
+	// AccessAuto: Files when every member is ReadWriteMany or of a driver that has no block devices, otherwise Block.
+	AccessAuto VolumeAccess = "Auto"
+	// AccessBlock: members are read and written as block devices, whatever is on them.
+	AccessBlock VolumeAccess = "Block"
+	// AccessFiles: members are mounted, and their files replicated.
+	AccessFiles VolumeAccess = "Files"
+)
+
 // PVCGroupSpec names the volumes that are cut at one instant: by list or by selector, not both.
 // +kubebuilder:validation:XValidation:rule="has(self.pvcList) != has(self.selector)",message="give either pvcList or selector, and not both"
 // +kubebuilder:validation:XValidation:rule="!has(self.pvcList) || self.pvcList.size() <= (has(self.maxMembers) ? self.maxMembers : 16)",message="pvcList is longer than maxMembers (16 unless set): raise maxMembers or split the group"
@@ -35,6 +48,13 @@ type PVCGroupSpec struct {
 	// +kubebuilder:validation:Maximum=256
 	// +optional
 	MaxMembers int32 `json:"maxMembers,omitempty"`
+
+	// volumeAccess is how the members are replicated, all of them alike. Empty is Auto: by their files when every member is a
+	// ReadWriteMany file system or of a driver known to have no block devices (NFS, SMB, CephFS and the like), otherwise as
+	// block devices; a mixture is refused. Files carries names, content, modes, owners, times, extended attributes and
+	// links; it costs a walk of the whole tree each session, and movers that may read and write files of every owner.
+	// +optional
+	VolumeAccess VolumeAccess `json:"volumeAccess,omitempty"`
 }
 
 // CutAtomicity tells whether the members of a group are cut at one instant by the driver itself.
@@ -83,6 +103,9 @@ type PVCGroupStatus struct {
 	// cut tells whether the driver can cut all members at one instant.
 	// +optional
 	Cut CutAtomicity `json:"cut,omitempty"`
+	// volumeAccess is how the members are replicated: Block or Files. Empty while they cannot be.
+	// +optional
+	VolumeAccess VolumeAccess `json:"volumeAccess,omitempty"`
 	// totalSize is the sum of the members' sizes.
 	// +optional
 	TotalSize *resource.Quantity `json:"totalSize,omitempty"`

@@ -113,6 +113,9 @@ func TestRulesAtCreation(t *testing.T) {
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.PVCList, g.Spec.MaxMembers = members(17), 17 }),
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.PVCList = members(17) }), "raise maxMembers"},
 		// M-083
+		{"volumes are replicated as blocks or by files",
+			group(func(g *v1alpha1.PVCGroup) { g.Spec.VolumeAccess = v1alpha1.AccessFiles }),
+			group(func(g *v1alpha1.PVCGroup) { g.Spec.VolumeAccess = "Filesystem" }), "volumeAccess"},
 		{"a role is source or target",
 			replication(func(r *v1alpha1.Replication) { r.Spec.Role = v1alpha1.RoleTarget }),
 			replication(func(r *v1alpha1.Replication) { r.Spec.Role = "primary" }), "role"},

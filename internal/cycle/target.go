@@ -31,8 +31,11 @@ func (r *Received) settled() bool {
 
 // Replica is what there is of a target's objects.
 type Replica struct {
-	Pair  Presence
+	Pair Presence
+	// Spool is Outdated when it belongs to a replica of another kind: of blocks instead of files, or the other way.
 	Spool Presence
+	// Files is true for a replica whose files are written through the claims themselves: it has no pair.
+	Files bool
 	// Sealed is true once SealSpool was taken: the spool is on its way out.
 	Sealed bool
 	// Receiver is Partial while it starts or ends, Outdated when it runs with another configuration.
@@ -210,10 +213,12 @@ func keepReplica(s Target) Decision {
 	if len(r.Strays) > 0 {
 		return preparing(RemoveStrays, ReasonReplicaPreparing, fmt.Sprintf("the replica is received through the link %s from now on: removing %s", s.Rlink, strings.Join(r.Strays, ", ")), Quick)
 	}
-	switch r.Pair {
-	case Absent:
+	switch {
+	case r.Spool == Outdated:
+		return dismantle(r, true, "the group is replicated in another way than before; the replica is set up anew")
+	case r.Pair == Absent && !r.Files:
 		return preparing(MakePair, ReasonReplicaPreparing, "making the block volumes beside the claims", Quick)
-	case Outdated:
+	case r.Pair == Outdated:
 		return dismantle(r, true, "the claims have other volumes than before; the replica is set up anew")
 	}
 	if r.Spool == Absent {
@@ -318,7 +323,7 @@ func settle(s Source, links []Source) Decision {
 	switch {
 	case r.Door:
 		return promoting(CloseReceiver, ReasonLeavingTarget, "no session can begin here any more", 0)
-	case r.Pair == Absent:
+	case r.Pair == Absent && !r.Files:
 		return promoting(MakePair, ReasonLeavingTarget, "the block volumes are needed once more to apply what the spool holds", Quick)
 	case r.Receiver == Absent:
 		return promoting(StartReceiver, ReasonLeavingTarget, "the receiver is needed once more to apply what the spool holds", Quick)

@@ -198,6 +198,7 @@ const (
 	FaultDeleting    = "ClaimDeleted"
 	FaultNotCSI      = "NotCSI"
 	FaultNoClass     = "NoSnapshotClass"
+	FaultAccess      = "VolumeAccessConflict"
 	defaultMaxMember = 16
 )
 
@@ -220,7 +221,8 @@ func Check(group *v1alpha1.PVCGroup, members []Member, snapshots bool) *Fault {
 			return fault
 		}
 	}
-	return nil
+	_, fault := Access(group, members)
+	return fault
 }
 
 func checkMember(claim string, m Member, snapshots bool) *Fault {

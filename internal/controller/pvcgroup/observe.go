@@ -12,6 +12,7 @@ import (
 type seen struct {
 	members []snapshot.Member
 	fault   *snapshot.Fault
+	access  v1alpha1.VolumeAccess // empty when it cannot be told
 }
 
 func (r *Reconciler) observe(ctx context.Context, group *v1alpha1.PVCGroup) (seen, error) {
@@ -23,5 +24,6 @@ func (r *Reconciler) observe(ctx context.Context, group *v1alpha1.PVCGroup) (see
 	case err != nil:
 		return seen{}, err
 	}
-	return seen{members: members, fault: snapshot.Check(group, members, true)}, nil
+	access, _ := snapshot.Access(group, members) // its fault is one of Check's
+	return seen{members: members, fault: snapshot.Check(group, members, true), access: access}, nil
 }

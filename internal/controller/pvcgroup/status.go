@@ -40,6 +40,7 @@ func tell(group *v1alpha1.PVCGroup, s seen) {
 	if len(s.members) > 0 {
 		status.Cut = snapshot.Cut(len(s.members))
 	}
+	status.VolumeAccess = s.access
 	if s.fault != nil {
 		condition.Set(&status.Conditions, group.Generation, v1alpha1.ConditionReady, metav1.ConditionFalse, s.fault.Reason, s.fault.Message)
 		return

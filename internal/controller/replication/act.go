@@ -209,6 +209,10 @@ func prepareRequest(v *view, group *v1alpha1.PVCGroup) control.PrepareRequest {
 			Rlinks: []v1alpha1.Rlink{link}},
 		Group: *group.Spec.DeepCopy(),
 	}
+	// The peer's claims may be of another driver: it is told, rather than left to find out.
+	if v.access == v1alpha1.AccessFiles {
+		request.Group.VolumeAccess = v.access
+	}
 	for i, ref := range request.Group.PVCList {
 		request.Group.PVCList[i].PVCName = v.peerName(ref.PVCName)
 	}
@@ -273,20 +277,25 @@ func (v *view) member(claim string) *snapshot.Member {
 	return nil
 }
 
-// makeClones makes a block claim from each snapshot.
+// makeClones makes a claim from each snapshot, for block devices or files.
 func (r *Reconciler) makeClones(ctx context.Context, v *view) error {
+	files := v.clonesAreFiles()
 	for i, claim := range v.status.Session.Claims {
 		from := find(v, v.status.Session.Point, snapshot.ForSession, claim)
 		m := v.member(claim)
 		if from == nil || m == nil || m.Claim == nil {
 			return fmt.Errorf("make a block claim of claim %s/%s at point %s: claim or snapshot are gone", v.rep.Namespace, claim, v.status.Session.Point)
 		}
-		if !m.Block() {
+		made := clone(v, i, from, m.Size(), m.Claim.Spec.StorageClassName)
+		switch {
+		case files:
+			asFiles(made, m)
+		case !m.Block():
 			if err := snapshot.AllowBlock(ctx, r.Client, from.Content); err != nil {
 				return err
 			}
 		}
-		if err := r.create(ctx, clone(v, i, from, m.Size(), m.Claim.Spec.StorageClassName)); err != nil {
+		if err := r.create(ctx, made); err != nil {
 			return err
 		}
 	}
@@ -301,9 +310,12 @@ func (r *Reconciler) startMover(ctx context.Context, v *view) error {
 	if err := r.keepIdentity(ctx, v, v.names.mover()); err != nil {
 		return err
 	}
-	l, err := r.observeLists(ctx, v)
-	if err != nil {
-		return err
+	var l lists
+	if !v.clonesAreFiles() { // what drivers list is blocks
+		var err error
+		if l, err = r.observeLists(ctx, v); err != nil {
+			return err
+		}
 	}
 	if len(l.services) > 0 {
 		if err := r.keepAccount(ctx, v); err != nil {

@@ -51,8 +51,9 @@ func (r *Reconciler) sourceConfig(v *view, l lists) engine.SourceConfig {
 		Compression: engine.CompressionAuto,
 		Base:        l.base, ChangeNote: l.note,
 	}
+	files := v.clonesAreFiles()
 	for i, claim := range s.Claims {
-		volume := engine.SourceVolume{Name: v.peerName(claim), Device: devicePath(i)}
+		volume := engine.SourceVolume{Name: v.peerName(claim), Device: memberPath(i, files)}
 		if len(l.allocated) > 0 {
 			volume.Allocated = l.allocated[i]
 		}
@@ -78,8 +79,15 @@ func (r *Reconciler) moverJob(v *view, l lists) *batchv1.Job {
 	labels := with(v.names.labels(v1alpha1.ComponentSourceMover), v1alpha1.LabelPoint, s.Point)
 	retries := int32(moverRetries)
 	pod := r.podSpec("source", v.names.job(s.Point), v.names.mover())
-	for i := range s.Claims {
-		mountDevice(&pod, i, snapshot.MemberName(v.rep.Name, s.Point, i))
+	if v.clonesAreFiles() {
+		pod.Containers[0].SecurityContext.Capabilities.Add = sourceCapabilities
+		for i := range s.Claims {
+			mountTree(&pod, i, snapshot.MemberName(v.rep.Name, s.Point, i), true)
+		}
+	} else {
+		for i := range s.Claims {
+			mountDevice(&pod, i, snapshot.MemberName(v.rep.Name, s.Point, i))
+		}
 	}
 	l.mountTokens(&pod, v.names.mover())
 	pod.RestartPolicy = corev1.RestartPolicyNever
@@ -100,7 +108,7 @@ func (r *Reconciler) moverJob(v *view, l lists) *batchv1.Job {
 }
 
 // podSpec is what both movers have in common. They run as root because the devices belong to root, without any of root's
-// capabilities, without a token for the API server, and on a file system they cannot write.
+// capabilities but those that files need, without a token for the API server, and on a file system they cannot write.
 func (r *Reconciler) podSpec(verb, config, secret string) corev1.PodSpec {
 	no, yes, root, soon, readable := false, true, int64(0), int64(5), int32(0o400)
 	return corev1.PodSpec{

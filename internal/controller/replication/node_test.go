@@ -388,7 +388,8 @@ func (s *side) ending(config engine.SourceConfig) *ending {
 	if len(target.Volumes) != len(config.Volumes) {
 		return &ending{exitRefused, &engine.Report{Point: config.Point, Error: "the groups differ", Kind: engine.KindConflict}}
 	}
-	if s.sizesDiffer(config, target) {
+	// A tree is as large as what is in it.
+	if strings.HasPrefix(config.Volumes[0].Device, "/dev/") && s.sizesDiffer(config, target) {
 		s.unequal = append(s.unequal, config.Point)
 		return &ending{exitRefused, &engine.Report{Point: config.Point, Error: "the sizes differ", Kind: engine.KindConflict}}
 	}

@@ -54,6 +54,8 @@ type view struct {
 	pair    *v1alpha1.ClusterPair
 	peerCA  []byte
 	members []snapshot.Member
+	// access is how the members are replicated; empty when it cannot be told.
+	access v1alpha1.VolumeAccess
 	// trouble is with the pair, problem is the first of all.
 	trouble, problem *cycle.Problem
 	peer             cycle.Peer
@@ -307,6 +309,9 @@ func (r *Reconciler) observeCommon(ctx context.Context, rep *v1alpha1.Replicatio
 // they were made through.
 func (v *view) take(c *common) {
 	v.members = c.members
+	if c.group != nil && len(c.members) > 0 {
+		v.access, _ = snapshot.Access(c.group, c.members) // its fault is one of snapshot.Check's
+	}
 	mine := func(labels map[string]string) bool { return labels[v1alpha1.LabelRlink] == v.rlink.RlinkName }
 	for _, s := range c.snapshots {
 		if s.Purpose == snapshot.ForSession && s.Rlink == v.rlink.RlinkName || s.Purpose != snapshot.ForSession && v.lead {
@@ -833,8 +838,9 @@ func (r *Reconciler) users(ctx context.Context, v *view) ([]string, error) {
 	if err := r.Live.List(ctx, &pods, client.InNamespace(v.rep.Namespace)); err != nil {
 		return nil, fmt.Errorf("list pods of namespace %s: %w", v.rep.Namespace, err)
 	}
+	others := slices.DeleteFunc(pods.Items, func(pod corev1.Pod) bool { return receives(&pod, v.rep.Name) })
 	// Also the claims of before: a group that cannot be read right now has not let go of them.
-	return mounting(pods.Items, append(v.memberNames(), v.rep.Status.Claims...)), nil
+	return mounting(others, append(v.memberNames(), v.rep.Status.Claims...)), nil
 }
 
 func mounting(pods []corev1.Pod, claims []string) []string {

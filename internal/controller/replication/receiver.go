@@ -68,7 +68,7 @@ func (r *Reconciler) observeReplica(ctx context.Context, all *sight) error {
 	}
 	s := &v.replica.seen
 	spool := v.claim(v.names.spool())
-	s.Spool = spoolPresence(spool)
+	s.Spool, s.Files = spoolPresence(v), v.replicaIsFiles()
 	if spool != nil {
 		s.Sealed = spool.Annotations[annotationSealed] == "true"
 	}
@@ -147,17 +147,6 @@ func received(s *engine.State) *cycle.Received {
 		}
 	}
 	return out
-}
-
-func spoolPresence(spool *corev1.PersistentVolumeClaim) cycle.Presence {
-	switch {
-	case spool == nil:
-		return cycle.Absent
-	case !spool.DeletionTimestamp.IsZero():
-		return cycle.Partial
-	}
-	// An unbound one may wait for its first pod, the receiver's: nothing waits for it.
-	return cycle.Present
 }
 
 // pairPresence judges the static volumes and claims beside the user's. One that names another volume than the user's claim has
@@ -256,8 +245,13 @@ func (r *Reconciler) targetConfig(v *view) engine.TargetConfig {
 	if spool := v.claim(v.names.spool()); spool != nil && spool.Annotations[annotationHolds] == string(engine.HoldsNothing) {
 		c.ReplicaHolds = engine.HoldsNothing
 	}
+	files := v.replicaIsFiles()
 	for i, m := range v.members {
-		c.Volumes = append(c.Volumes, engine.TargetVolume{Name: m.Name, Device: devicePath(i), Size: m.Size()})
+		volume := engine.TargetVolume{Name: m.Name, Device: memberPath(i, files)}
+		if !files {
+			volume.Size = m.Size()
+		}
+		c.Volumes = append(c.Volumes, volume)
 	}
 	return c
 }
@@ -286,8 +280,15 @@ func (r *Reconciler) receiverDeployment(v *view) *appsv1.Deployment {
 	pod.Volumes = append(pod.Volumes, corev1.Volume{Name: "spool", VolumeSource: corev1.VolumeSource{
 		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: v.names.spool()}}})
 	main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: "spool", MountPath: spoolDir})
-	for i, m := range v.members {
-		mountDevice(&pod, i, v.names.replicaClaim(m.Name))
+	if v.replicaIsFiles() {
+		main.SecurityContext.Capabilities.Add = targetCapabilities
+		for i, m := range v.members {
+			mountTree(&pod, i, m.Name, false)
+		}
+	} else {
+		for i, m := range v.members {
+			mountDevice(&pod, i, v.names.replicaClaim(m.Name))
+		}
 	}
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.receiver(), Labels: v.names.labels(v1alpha1.ComponentReceiver),
@@ -365,7 +366,7 @@ func spoolClaim(v *view, holds engine.Content) *corev1.PersistentVolumeClaim {
 	files := corev1.PersistentVolumeFilesystem
 	return &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.spool(), Labels: v.names.labels(componentSpool),
-			Annotations: map[string]string{annotationHolds: string(holds)}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+			Annotations: map[string]string{annotationHolds: string(holds), annotationAccess: string(v.access), annotationVolumes: v.handles()}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &files,
 			StorageClassName: v.members[0].Claim.Spec.StorageClassName,

@@ -255,12 +255,16 @@ func decideGroup(want wanted, have found, todo *work) string {
 		return ""
 	}
 	here, there := describe(existing.Spec), describe(want.Group)
+	managed := existing.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat
 	switch {
-	case here == there:
+	case here == there && (existing.Spec.VolumeAccess == want.Group.VolumeAccess || !managed && sameAccess(existing.Spec.VolumeAccess, want.Group.VolumeAccess)):
 		return ""
-	case existing.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat && sameClaims(want, have.replication):
+	case !managed && !sameAccess(existing.Spec.VolumeAccess, want.Group.VolumeAccess):
+		return (&DifferError{Object: fmt.Sprintf("PVCGroup %s/%s", existing.Namespace, existing.Name), Field: "spec.volumeAccess",
+			HereCluster: want.here, Here: string(existing.Spec.VolumeAccess), ThereCluster: want.caller, There: string(want.Group.VolumeAccess), Do: "make them equal"}).Error()
+	case !managed && sameClaims(want, have.replication):
 		return "" // a person may say the same in other words, as by a selector
-	case existing.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat:
+	case !managed:
 		return (&DifferError{Object: fmt.Sprintf("PVCGroup %s/%s", existing.Namespace, existing.Name), Field: "spec",
 			HereCluster: want.here, Here: here, ThereCluster: want.caller, There: there, Do: "make them equal, or delete the one that is wrong"}).Error()
 	}
@@ -281,6 +285,13 @@ func sameClaims(want wanted, replication *v1alpha1.Replication) bool {
 	}
 	slices.Sort(names)
 	return slices.Equal(names, slices.Sorted(slices.Values(replication.Status.Claims)))
+}
+
+// sameAccess reports whether two groups can be replicated in one way. A side that leaves it open is found out by what its
+// claims are.
+func sameAccess(a, b v1alpha1.VolumeAccess) bool {
+	open := func(x v1alpha1.VolumeAccess) bool { return x == "" || x == v1alpha1.AccessAuto }
+	return a == b || open(a) || open(b)
 }
 
 // describe shows a group's members to a person and compares them.
