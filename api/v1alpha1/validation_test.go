@@ -112,10 +112,10 @@ func TestRulesAtCreation(t *testing.T) {
 		{"a group has 16 members unless it says more",
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.PVCList, g.Spec.MaxMembers = members(17), 17 }),
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.PVCList = members(17) }), "raise maxMembers"},
-		// M-083
 		{"volumes are replicated as blocks or by files",
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.VolumeAccess = v1alpha1.AccessFiles }),
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.VolumeAccess = "Filesystem" }), "volumeAccess"},
+		// M-083
 		{"a role is source or target",
 			replication(func(r *v1alpha1.Replication) { r.Spec.Role = v1alpha1.RoleTarget }),
 			replication(func(r *v1alpha1.Replication) { r.Spec.Role = "primary" }), "role"},
