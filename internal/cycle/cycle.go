@@ -142,6 +142,7 @@ const (
 	ReasonSessionRunning       = "SessionRunning"
 	ReasonSessionEnded         = "SessionEnded"
 	ReasonRetryLater           = "RetryLater"
+	ReasonItsTurn              = "WaitingForItsTurn"
 	ReasonSnapshotsPending     = "SnapshotsPending"
 	ReasonSnapshotsFailed      = "SnapshotsFailed"
 	ReasonCutInterrupted       = "CutInterrupted"

@@ -70,7 +70,7 @@ func (s *side) playSnapshots() {
 		handle := handleOf(snap.Name)
 		stored.Status = &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: &handle}
 		s.must(s.kube.Status().Update(ctx, stored))
-		now, yes, size := metav1.Now(), true, claim.Status.Capacity[corev1.ResourceStorage]
+		now, yes, size := metav1.NewTime(s.w.now()), true, claim.Status.Capacity[corev1.ResourceStorage]
 		snap.Status = &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &content, CreationTime: &now, ReadyToUse: &yes, RestoreSize: &size}
 		s.must(s.kube.Status().Update(ctx, snap))
 	}

@@ -62,6 +62,7 @@ func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (tim
 	for _, link := range all {
 		r.forget(link.linkKey())
 	}
+	r.letGo(v.key())
 	controllerutil.RemoveFinalizer(rep, finalizer)
 	if err := r.Client.Update(ctx, rep); client.IgnoreNotFound(err) != nil {
 		return 0, fmt.Errorf("let replication %s go: %w", v.key(), err)
