@@ -102,7 +102,7 @@ func TestNextIsTheSameRowFromWhereverOneAsks(t *testing.T) {
 			"every 5m": anchored{at("4:18PM"), 5 * time.Minute}, "every 8h": anchored{at("2:30AM"), 8 * time.Hour},
 			"every day": anchored{at("2:30AM"), day}, "every 2 days": anchored{at("2:30AM"), 2 * day}, "every 7h": anchored{at("2:30AM"), 7 * time.Hour},
 		}
-		for _, text := range []string{"*/5 * * * *", "30 2 * * *", "0 */2 * * *", "15 1,2,3 * * *", "@hourly"} {
+		for _, text := range []string{"*/5 * * * *", "30 2 * * *", "0 */2 * * *", "15 1,2,3 * * *", "@hourly", "17 * * * *", "*/5 * * * SUN"} {
 			s, err := newCron(text, zone)
 			if err != nil {
 				t.Fatal(err)
