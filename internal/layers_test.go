@@ -16,7 +16,7 @@ const module = "lifeboat.dev/lifeboat/"
 
 // pure packages receive bytes, values and the time; they do no input or output themselves.
 var pure = []string{
-	"internal/runbook", "internal/cycle", "internal/schedule", "internal/retention", "internal/endpoint",
+	"internal/runbook", "internal/cycle", "internal/schedule", "internal/objective", "internal/queue", "internal/retention", "internal/endpoint",
 	"internal/mover/wire", "internal/mover/session",
 }
 

@@ -11,6 +11,11 @@ const (
 	ConditionReplicated = "Replicated"
 	// ConditionPromoted (Replication): the claims belong to the application; False while they hold a replica.
 	ConditionPromoted = "Promoted"
+	// ConditionScheduled (Replication with a schedule): the schedule can be read. False when sessions start on triggerNow only because
+	// it cannot.
+	ConditionScheduled = "Scheduled"
+	// ConditionWithinObjective (Replication with a recoveryPointObjective): the newest recovery point is young enough.
+	ConditionWithinObjective = "WithinObjective"
 	// ConditionProtected (DisasterRecoveryPlan): every peer has a recovery point and an application snapshot.
 	ConditionProtected = "Protected"
 	// ConditionPeersReachable (DisasterRecoveryPlan): every other cluster of the plan answers.

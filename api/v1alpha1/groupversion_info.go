@@ -23,6 +23,7 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&Replication{}, &ReplicationList{},
 		&ApplicationSnapshot{}, &ApplicationSnapshotList{},
 		&DisasterRecoveryPlan{}, &DisasterRecoveryPlanList{},
+		&SchedulePolicy{}, &SchedulePolicyList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

@@ -39,46 +39,86 @@ const (
 	CompressionOff Compression = "Off"
 )
 
-// Rlink is the replication's link to one peer.
+// Rlink is the replication's link to one peer. Every field may be changed at any time but clusterPair; a session that runs ends as
+// it began, and the next one takes what was changed.
+// +kubebuilder:validation:XValidation:rule="self.clusterPair == oldSelf.clusterPair",message="clusterPair cannot be changed: what this link has sent is the former peer's; remove the link, and add one of another name for the other peer"
+// +kubebuilder:validation:XValidation:rule="(has(self.schedule) && self.schedule.size() > 0 ? 1 : 0) + (has(self.interval) && self.interval.size() > 0 ? 1 : 0) + (has(self.schedulePolicyName) && self.schedulePolicyName.size() > 0 ? 1 : 0) <= 1",message="give one of schedule, interval and schedulePolicyName: they all say when sessions start"
+// +kubebuilder:validation:XValidation:rule="!has(self.startTime) || self.startTime.size() == 0 || has(self.interval) && self.interval.size() > 0",message="startTime is when interval is counted from: give an interval too, or leave it out"
 type Rlink struct {
-	// rlinkName names the link within this Replication.
+	// rlinkName names the link within this Replication. Its objects are named from it, so another name is another link.
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
 	// +kubebuilder:validation:MaxLength=20
 	RlinkName string `json:"rlinkName"`
 
-	// clusterPair is the ClusterPair of the peer.
+	// clusterPair is the ClusterPair of the peer. It cannot be changed.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	ClusterPair string `json:"clusterPair"`
 
-	// schedule is when sessions start, in cron format, in UTC. Empty means only on triggerNow. On a target it is
-	// kept for the day this side becomes the source. Example: "*/5 * * * *".
+	// schedule is when sessions start, in cron format, in UTC. Empty means only on triggerNow, unless interval or
+	// schedulePolicyName is set. On a target it is kept for the day this side becomes the source. May be changed at any time.
+	// Example: "*/5 * * * *".
 	// +optional
 	Schedule string `json:"schedule,omitempty"`
 
-	// pvcMap maps local claims to the peer's claims where their names differ. Claims not named keep their name.
+	// interval is how often sessions start, from start to start, in days, hours and minutes, at least a minute; a day is 24 hours.
+	// It stands instead of schedule. May be changed at any time. Examples: "12m", "2h", "1d".
+	// +kubebuilder:validation:MaxLength=30
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^([0-9]+d)?([0-9]+h)?([0-9]+m)?$') && self.matches('[1-9]')",message="interval is written in days, hours and minutes, at least a minute: 12m, 2h, 1d or 1d12h"
+	// +optional
+	Interval string `json:"interval,omitempty"`
+
+	// startTime is the time of day that interval is counted from, in ISO 8601, in UTC unless it names an offset. Empty means that it
+	// is counted from the start of each session. May be changed at any time. Examples: "16:18:43", "16:18:43+02:00".
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^T?([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?(Z|[+-][0-9][0-9]:[0-9][0-9])?$')",message="startTime is a time of day as 16:18:43 or 16:18:43+02:00"
+	// +optional
+	StartTime string `json:"startTime,omitempty"`
+
+	// schedulePolicyName is the SchedulePolicy that says when sessions start, in each of the two clusters its own. It stands instead
+	// of schedule. While there is no such policy, or it cannot be used, sessions start on triggerNow only, and the condition
+	// Scheduled says why. May be changed at any time, and so may the policy.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	SchedulePolicyName string `json:"schedulePolicyName,omitempty"`
+
+	// recoveryPointObjective is how old the newest recovery point on the target may become, in days, hours and minutes. When it is
+	// older, the condition WithinObjective is False; when fewer sessions may run than are due, the one that is closest to its
+	// objective starts first. It starts no session by itself: the schedule does. Empty means no objective. May be changed at any
+	// time. Examples: "5m", "1h30m".
+	// +kubebuilder:validation:MaxLength=30
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^([0-9]+d)?([0-9]+h)?([0-9]+m)?$') && self.matches('[1-9]')",message="recoveryPointObjective is written in days, hours and minutes, at least a minute: 5m, 1h30m or 1d"
+	// +optional
+	RecoveryPointObjective string `json:"recoveryPointObjective,omitempty"`
+
+	// pvcMap maps local claims to the peer's claims where their names differ. Claims not named keep their name. May be changed; where
+	// the claims on the target become others by it, the next session compares everything.
 	// +optional
 	PVCMap map[string]string `json:"pvcMap,omitempty"`
 
-	// suspendReplication stops new sessions; one that runs ends first.
+	// suspendReplication stops new sessions, also on triggerNow; one that runs ends first. Scheduled runs are counted in missedRuns
+	// meanwhile. The base is kept: the first session after it is set to false carries everything that changed.
 	// +optional
 	SuspendReplication bool `json:"suspendReplication,omitempty"`
 
-	// bandwidthLimit is how many bytes per second one session may send. Empty means no limit. Example: "50M".
+	// bandwidthLimit is how many bytes per second one session may send. Empty means no limit. Applies from the next session on.
+	// Example: "50M".
 	// +optional
 	BandwidthLimit *resource.Quantity `json:"bandwidthLimit,omitempty"`
 
-	// compression is Auto (zstd where it makes data smaller) or Off.
+	// compression is Auto (zstd where it makes data smaller) or Off. Applies from the next session on.
 	// +kubebuilder:default=Auto
 	// +optional
 	Compression Compression `json:"compression,omitempty"`
 
 	// spoolSize is the size of the claim that keeps a delta on the target until it is whole. A delta never
-	// touches the replica before it is whole, so the spool must hold one. Empty means the sum of the members plus 5 %.
+	// touches the replica before it is whole, so the spool must hold one. Empty means the sum of the members plus 5 %. A spool
+	// that is there keeps its size; a change applies to the next one that is made.
 	// +optional
 	SpoolSize *resource.Quantity `json:"spoolSize,omitempty"`
 
-	// retain is how many recovery points are kept on the target as VolumeSnapshots beside the replica itself.
+	// retain is how many recovery points are kept on the target as VolumeSnapshots beside the replica itself. Fewer than before
+	// removes the oldest ones soon.
 	// +kubebuilder:default=3
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=100
@@ -113,7 +153,8 @@ type Rlink struct {
 	// +optional
 	RemoteAddress string `json:"remoteAddress,omitempty"`
 
-	// peerObjects is Create (the source asks the peer to make what is missing there) or Manual.
+	// peerObjects is Create (the source asks the peer to make what is missing there) or Manual. May be changed at any time; what
+	// was made stays.
 	// +kubebuilder:default=Create
 	// +optional
 	PeerObjects PeerObjects `json:"peerObjects,omitempty"`
@@ -147,7 +188,7 @@ type ReplicationSpec struct {
 	// role is source or target.
 	Role Role `json:"role"`
 
-	// pvcGroupName is the PVCGroup in this namespace whose volumes are replicated.
+	// pvcGroupName is the PVCGroup in this namespace whose volumes are replicated. It cannot be changed.
 	// +kubebuilder:validation:MinLength=1
 	PVCGroupName string `json:"pvcGroupName"`
 
@@ -181,7 +222,8 @@ type ReplicationSpec struct {
 	// +optional
 	Mover *Mover `json:"mover,omitempty"`
 
-	// triggerNow starts a session on every link at once when its value changes. Any text will do; a time is good practice.
+	// triggerNow starts a session on every link at once when its value changes, unless the link is suspended. It never waits behind
+	// scheduled sessions. Any text will do; a time is good practice.
 	// +kubebuilder:validation:MaxLength=64
 	// +optional
 	TriggerNow string `json:"triggerNow,omitempty"`
@@ -223,6 +265,9 @@ type SessionStatus struct {
 	// triggerNow is the value of spec.triggerNow that this session answers.
 	// +optional
 	TriggerNow string `json:"triggerNow,omitempty"`
+	// scheduleKinds are the kinds of the schedule that were due when it started: Cron, Interval, Daily, Weekly, Monthly.
+	// +optional
+	ScheduleKinds []string `json:"scheduleKinds,omitempty"`
 	// claims are the members this session carries, whatever becomes of the group meanwhile.
 	// +optional
 	Claims []string `json:"claims,omitempty"`
@@ -272,6 +317,9 @@ type SessionReport struct {
 	// triggerNow is the value of spec.triggerNow that it answered.
 	// +optional
 	TriggerNow string `json:"triggerNow,omitempty"`
+	// scheduleKinds are the kinds of the schedule that were due when it started.
+	// +optional
+	ScheduleKinds []string `json:"scheduleKinds,omitempty"`
 	// message tells why it failed.
 	// +optional
 	Message string `json:"message,omitempty"`
@@ -305,6 +353,33 @@ type Agreement struct {
 	Generation int64 `json:"generation"`
 }
 
+// ScheduledRun is what the schedule has promised of one kind of runs.
+type ScheduledRun struct {
+	// kind is Cron, Interval, Daily, Weekly or Monthly.
+	Kind string `json:"kind"`
+	// next is when the next run is wanted.
+	// +optional
+	Next *metav1.Time `json:"next,omitempty"`
+	// last is when the newest run of this kind started.
+	// +optional
+	Last *metav1.Time `json:"last,omitempty"`
+}
+
+// ObjectiveStatus shows how a link stands to its recoveryPointObjective.
+type ObjectiveStatus struct {
+	// state is Met, AtRisk (met now, but not any more when the next point comes, at the present rate) or Breached.
+	// +kubebuilder:validation:Enum=Met;AtRisk;Breached
+	State string `json:"state"`
+	// until is when the newest recovery point is as old as the objective allows.
+	Until metav1.Time `json:"until"`
+	// message says how it stands.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// forecast says how the next point will come, as far as that is known.
+	// +optional
+	Forecast string `json:"forecast,omitempty"`
+}
+
 // RlinkStatus shows one link of a replication.
 type RlinkStatus struct {
 	// rlinkName is the link.
@@ -322,7 +397,8 @@ type RlinkStatus struct {
 	// +kubebuilder:validation:MaxItems=10
 	// +optional
 	History []SessionReport `json:"history,omitempty"`
-	// recoveryPoint is the newest point committed on the target.
+	// recoveryPoint is the newest point committed on the target. The age of its time is the lag: what would be lost if the source
+	// ended now. The lag itself is no field, since it would be wrong a second later; printers and metrics tell it.
 	// +optional
 	RecoveryPoint *RecoveryPoint `json:"recoveryPoint,omitempty"`
 	// recoveryPoints are the points kept as snapshots on the target, newest first.
@@ -337,7 +413,15 @@ type RlinkStatus struct {
 	// nextRun is when the schedule starts the next session.
 	// +optional
 	NextRun *metav1.Time `json:"nextRun,omitempty"`
-	// missedRuns counts scheduled runs that were skipped.
+	// scheduled is what the schedule has promised of each of its kinds.
+	// +listType=map
+	// +listMapKey=kind
+	// +optional
+	Scheduled []ScheduledRun `json:"scheduled,omitempty"`
+	// objective shows how the link stands to its recoveryPointObjective; absent when it has none.
+	// +optional
+	Objective *ObjectiveStatus `json:"objective,omitempty"`
+	// missedRuns counts scheduled runs that were skipped: more than an hour late, or passed by a later one of their kind.
 	// +optional
 	MissedRuns int64 `json:"missedRuns,omitempty"`
 	// receiverReady is true on a target whose receiver takes sessions.
@@ -422,6 +506,22 @@ type ReplicationStatus struct {
 	// phase is one word for printers: Preparing, Idle, Running, Waiting, Promoting, Demoting, Suspended, Failed.
 	// +optional
 	Phase string `json:"phase,omitempty"`
+	// schedule is when sessions start, for printers: a cron expression, "every 12m", or "policy gold".
+	// +optional
+	Schedule string `json:"schedule,omitempty"`
+	// suspended is True when every link is suspended, Some when some are, and False.
+	// +optional
+	Suspended string `json:"suspended,omitempty"`
+	// active is how many sessions run.
+	// +optional
+	Active int32 `json:"active"`
+	// recoveryPointTime is the instant of the newest recovery point; with several links that of the link that is furthest behind.
+	// Absent while a link has none.
+	// +optional
+	RecoveryPointTime *metav1.Time `json:"recoveryPointTime,omitempty"`
+	// objective is Met, AtRisk or Breached, the worst of all links; absent when none has an objective.
+	// +optional
+	Objective string `json:"objective,omitempty"`
 	// claims are the local claims of the group; a target's claims must not be mounted by pods.
 	// +optional
 	Claims []string `json:"claims,omitempty"`
@@ -451,7 +551,7 @@ type ReplicationStatus struct {
 	// observedGeneration is the spec this status was derived from.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// conditions: Ready, Replicated, Promoted.
+	// conditions: Ready, Replicated, Promoted; Scheduled when there is a schedule, WithinObjective when there is an objective.
 	// +listType=map
 	// +listMapKey=type
 	// +optional
@@ -464,10 +564,14 @@ type ReplicationStatus struct {
 // +kubebuilder:resource:shortName=repl
 // +kubebuilder:printcolumn:name="Role",type=string,JSONPath=`.status.role`
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
-// +kubebuilder:printcolumn:name="Schedule",type=string,JSONPath=`.spec.rlinks[0].schedule`
-// +kubebuilder:printcolumn:name="Progress",type=integer,JSONPath=`.status.rlinks[0].session.percent`
-// +kubebuilder:printcolumn:name="Recovery point",type=date,JSONPath=`.status.rlinks[0].recoveryPoint.time`
-// +kubebuilder:printcolumn:name="Epoch",type=integer,JSONPath=`.status.epoch`
+// +kubebuilder:printcolumn:name="Schedule",type=string,JSONPath=`.status.schedule`
+// +kubebuilder:printcolumn:name="Suspend",type=string,JSONPath=`.status.suspended`
+// +kubebuilder:printcolumn:name="Active",type=integer,JSONPath=`.status.active`
+// +kubebuilder:printcolumn:name="Last recovery point",type=string,JSONPath=`.status.recoveryPointTime`
+// +kubebuilder:printcolumn:name="Lag",type=date,JSONPath=`.status.recoveryPointTime`
+// +kubebuilder:printcolumn:name="Objective",type=string,JSONPath=`.status.objective`
+// +kubebuilder:printcolumn:name="Progress",type=integer,JSONPath=`.status.rlinks[0].session.percent`,priority=1
+// +kubebuilder:printcolumn:name="Epoch",type=integer,JSONPath=`.status.epoch`,priority=1
 // +kubebuilder:printcolumn:name="Waiting for",type=string,JSONPath=`.status.rlinks[0].waitingFor`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 40",message="the name of a Replication may have at most 40 characters: Jobs, snapshots and claims are named from it"

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -68,6 +69,18 @@ func replication(edit func(*v1alpha1.Replication)) client.Object {
 		Rlinks: []v1alpha1.Rlink{{RlinkName: "west", ClusterPair: "west"}}}}
 	edit(r)
 	return r
+}
+
+// policy is the one of Stork's documentation; a namespace in its manifest has no effect.
+func policy(edit func(*v1alpha1.SchedulePolicyItem)) client.Object {
+	p := &v1alpha1.SchedulePolicy{ObjectMeta: metav1.ObjectMeta{Name: "testpolicy"}, Policy: v1alpha1.SchedulePolicyItem{
+		Interval: &v1alpha1.IntervalPolicy{IntervalMinutes: 1, Retain: 10},
+		Daily:    &v1alpha1.DailyPolicy{Time: "10:14PM", ForceFullSnapshotDay: "Monday"},
+		Weekly:   &v1alpha1.WeeklyPolicy{Day: "Thursday", Time: "10:13PM", Options: map[string]string{"a": "b"}},
+		Monthly:  &v1alpha1.MonthlyPolicy{Date: 14, Time: "8:05PM"},
+	}}
+	edit(&p.Policy)
+	return p
 }
 
 func plan(edit func(*v1alpha1.DisasterRecoveryPlan)) client.Object {
@@ -165,6 +178,81 @@ func TestRulesAtCreation(t *testing.T) {
 		{"a local endpoint may be a name",
 			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].LocalEndpoint = "db-in" }),
 			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].LocalEndpoint = "db-in:" }), "localEndpoint is name:port"},
+		{"a link has one schedule",
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].SchedulePolicyName = "gold" }),
+			replication(func(r *v1alpha1.Replication) {
+				r.Spec.Rlinks[0].SchedulePolicyName, r.Spec.Rlinks[0].Schedule = "gold", "*/5 * * * *"
+			}), "one of schedule, interval and schedulePolicyName"},
+		{"an interval is days, hours and minutes",
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].Interval = "1d" }),
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].Interval = "12s" }), "interval is written in days, hours and minutes"},
+		{"an interval is at least a minute",
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].Interval = "12m" }),
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].Interval = "0m" }), "at least a minute"},
+		{"a start time is of an interval",
+			replication(func(r *v1alpha1.Replication) {
+				r.Spec.Rlinks[0].Interval, r.Spec.Rlinks[0].StartTime = "2h", "16:18:43"
+			}),
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].StartTime = "16:18:43" }), "give an interval too"},
+		{"a start time is a time of day",
+			replication(func(r *v1alpha1.Replication) {
+				r.Spec.Rlinks[0].Interval, r.Spec.Rlinks[0].StartTime = "2h", "T16:18+02:00"
+			}),
+			replication(func(r *v1alpha1.Replication) {
+				r.Spec.Rlinks[0].Interval, r.Spec.Rlinks[0].StartTime = "2h", "24:18:43"
+			}), "startTime is a time of day"},
+		{"an objective is days, hours and minutes",
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].RecoveryPointObjective = "1h30m" }),
+			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].RecoveryPointObjective = "5 minutes" }), "recoveryPointObjective is written in"},
+		// M-018 to M-028: what a policy may say. Its use is checked again where it is used.
+		{"a policy says when", policy(func(*v1alpha1.SchedulePolicyItem) {}),
+			policy(func(p *v1alpha1.SchedulePolicyItem) { *p = v1alpha1.SchedulePolicyItem{} }), "give one of interval, daily, weekly, monthly and cron"},
+		{"M-022: an interval is minutes or a duration",
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Interval = &v1alpha1.IntervalPolicy{Every: "2h"} }),
+			policy(func(p *v1alpha1.SchedulePolicyItem) {
+				p.Interval = &v1alpha1.IntervalPolicy{Every: "2h", IntervalMinutes: 120}
+			}), "either intervalMinutes or every"},
+		{"an interval is a minute or more",
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Interval = &v1alpha1.IntervalPolicy{IntervalMinutes: 1} }),
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Interval = &v1alpha1.IntervalPolicy{IntervalMinutes: -1} }), "intervalMinutes"},
+		{"an interval as a duration has units",
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Interval = &v1alpha1.IntervalPolicy{Every: "1d"} }),
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Interval = &v1alpha1.IntervalPolicy{Every: "12"} }), "every is written in days"},
+		{"M-025: a time is written as on a kitchen clock",
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Daily = &v1alpha1.DailyPolicy{Time: "1:02pm"} }),
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Daily = &v1alpha1.DailyPolicy{Time: "12:75PM"} }), "1:02PM or 1:02pm"},
+		{"M-026: a date is of a month",
+			policy(func(p *v1alpha1.SchedulePolicyItem) {
+				p.Monthly = &v1alpha1.MonthlyPolicy{Date: 31, Time: "8:05PM"}
+			}),
+			policy(func(p *v1alpha1.SchedulePolicyItem) {
+				p.Monthly = &v1alpha1.MonthlyPolicy{Date: 32, Time: "8:05PM"}
+			}), "1 to 31"},
+		{"a time of a month is written as on a kitchen clock",
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Monthly = &v1alpha1.MonthlyPolicy{Date: 1, Time: "01:15am"} }),
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Monthly = &v1alpha1.MonthlyPolicy{Date: 1, Time: "13:02"} }), "1:02PM or 1:02pm"},
+		{"M-028: a weekday is long or short",
+			policy(func(p *v1alpha1.SchedulePolicyItem) {
+				p.Weekly = &v1alpha1.WeeklyPolicy{Day: "Sun", Time: "8:05PM"}
+			}),
+			policy(func(p *v1alpha1.SchedulePolicyItem) {
+				p.Weekly = &v1alpha1.WeeklyPolicy{Day: "Sunnday", Time: "8:05PM"}
+			}), "Sunday or Sun"},
+		{"a time of a week is written as on a kitchen clock",
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Weekly = &v1alpha1.WeeklyPolicy{Day: "thurs", Time: "0:15AM"} }),
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Weekly = &v1alpha1.WeeklyPolicy{Day: "Sun", Time: "25:15am"} }), "1:02PM or 1:02pm"},
+		{"a policy's start time is of its interval",
+			policy(func(p *v1alpha1.SchedulePolicyItem) {
+				p.Interval, p.StartTime = &v1alpha1.IntervalPolicy{Every: "1d"}, "16:18:43"
+			}),
+			policy(func(p *v1alpha1.SchedulePolicyItem) { p.Interval, p.StartTime = nil, "16:18:43" }), "give an interval too"},
+		{"a policy's start time is a time of day",
+			policy(func(p *v1alpha1.SchedulePolicyItem) {
+				p.Interval, p.StartTime = &v1alpha1.IntervalPolicy{Every: "1d"}, "16:18"
+			}),
+			policy(func(p *v1alpha1.SchedulePolicyItem) {
+				p.Interval, p.StartTime = &v1alpha1.IntervalPolicy{Every: "1d"}, "4:18PM"
+			}), "startTime is a time of day"},
 		{"the primary is one of the plan's clusters",
 			plan(func(p *v1alpha1.DisasterRecoveryPlan) { p.Spec.PrimaryCluster = "west" }),
 			plan(func(p *v1alpha1.DisasterRecoveryPlan) { p.Spec.PrimaryCluster = "north" }), "must be one of spec.preferredClusterList"},
@@ -205,6 +293,33 @@ func TestRulesAtChange(t *testing.T) {
 		{"a replication keeps its group", replication(func(*v1alpha1.Replication) {}),
 			func(o client.Object) { o.(*v1alpha1.Replication).Spec.Rlinks[0].Schedule = "*/5 * * * *" },
 			func(o client.Object) { o.(*v1alpha1.Replication).Spec.PVCGroupName = "other" }, "make a new Replication"},
+		// M-109: what may be edited while it runs, and what may not.
+		{"a link keeps its peer", replication(func(*v1alpha1.Replication) {}),
+			func(o client.Object) {
+				l := &o.(*v1alpha1.Replication).Spec.Rlinks[0]
+				retain := int32(7)
+				l.Interval, l.StartTime, l.RecoveryPointObjective, l.SuspendReplication = "5m", "10:00", "15m", true
+				l.PVCMap, l.Retain, l.RetainSnapshotsOnDeletion = map[string]string{"data": "copy"}, &retain, true
+				l.PeerObjects, l.Compression = v1alpha1.PeerObjectsManual, v1alpha1.CompressionOff
+				limit := resource.MustParse("50M")
+				l.BandwidthLimit, l.SpoolSize = &limit, &limit
+			},
+			func(o client.Object) { o.(*v1alpha1.Replication).Spec.Rlinks[0].ClusterPair = "north" }, "add one of another name for the other peer"},
+		{"another link is another link", replication(func(*v1alpha1.Replication) {}),
+			func(o client.Object) {
+				l := &o.(*v1alpha1.Replication).Spec.Rlinks[0]
+				l.RlinkName, l.ClusterPair = "north", "north"
+			},
+			func(o client.Object) { o.(*v1alpha1.Replication).Spec.Rlinks[0].ClusterPair = "south" }, "clusterPair cannot be changed"},
+		{"an edited schedule is still one", replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].Schedule = "*/5 * * * *" }),
+			func(o client.Object) {
+				l := &o.(*v1alpha1.Replication).Spec.Rlinks[0]
+				l.Schedule, l.SchedulePolicyName = "", "gold"
+			},
+			func(o client.Object) { o.(*v1alpha1.Replication).Spec.Rlinks[0].Interval = "5m" }, "one of schedule, interval and schedulePolicyName"},
+		{"a policy may be edited, and stays one", policy(func(*v1alpha1.SchedulePolicyItem) {}),
+			func(o client.Object) { o.(*v1alpha1.SchedulePolicy).Policy.Interval.IntervalMinutes = 7 },
+			func(o client.Object) { o.(*v1alpha1.SchedulePolicy).Policy = v1alpha1.SchedulePolicyItem{} }, "give one of interval"},
 		{"an application snapshot is not changed", &v1alpha1.ApplicationSnapshot{ObjectMeta: meta("snap")},
 			func(o client.Object) { o.SetLabels(map[string]string{"a": "b"}) },
 			func(o client.Object) { o.(*v1alpha1.ApplicationSnapshot).Spec.PlanName = "other" }, "make a new one"},

@@ -15,6 +15,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
@@ -25,9 +26,11 @@ import (
 	"lifeboat.dev/lifeboat/internal/controller/plan"
 	"lifeboat.dev/lifeboat/internal/controller/pvcgroup"
 	"lifeboat.dev/lifeboat/internal/controller/replication"
+	"lifeboat.dev/lifeboat/internal/controller/schedulepolicy"
 	"lifeboat.dev/lifeboat/internal/hook"
 	"lifeboat.dev/lifeboat/internal/link"
 	"lifeboat.dev/lifeboat/internal/link/control"
+	"lifeboat.dev/lifeboat/internal/scrape"
 	"lifeboat.dev/lifeboat/internal/store/secrets"
 	"lifeboat.dev/lifeboat/internal/version"
 )
@@ -40,6 +43,7 @@ type managerOptions struct {
 	moverPriority            string
 	control, health, metrics string
 	leaderElection           bool
+	maxSessions              int
 }
 
 func newManagerCommand() *cobra.Command {
@@ -57,7 +61,8 @@ func newManagerCommand() *cobra.Command {
 	f.StringVar(&o.moverPriority, "mover-priority-class", "", "PriorityClass of movers (empty: the cluster's default)")
 	f.StringVar(&o.control, "control-address", ":9443", "where peers' managers are answered")
 	f.StringVar(&o.health, "health-address", ":8081", "where /healthz and /readyz are answered")
-	f.StringVar(&o.metrics, "metrics-address", ":8080", "where /metrics is answered (0: nowhere)")
+	f.StringVar(&o.metrics, "metrics-address", ":8443", "where /metrics is answered, with TLS, to whoever may get /metrics (0: nowhere)")
+	f.IntVar(&o.maxSessions, "max-sessions", 16, "how many scheduled sessions may run together in this cluster; those closest to their objective go first (0: any number)")
 	f.BoolVar(&o.leaderElection, "leader-election", true, "let one manager of several act")
 	_ = cmd.MarkFlagRequired("cluster-name")
 	_ = cmd.MarkFlagRequired("image")
@@ -65,6 +70,9 @@ func newManagerCommand() *cobra.Command {
 }
 
 func runManager(ctx context.Context, o managerOptions) error {
+	if o.maxSessions < 0 {
+		return fmt.Errorf("--max-sessions %d: give how many sessions may run together, or 0 for any number", o.maxSessions)
+	}
 	log := logr.FromSlogHandler(slog.NewJSONHandler(os.Stderr, nil))
 	ctrl.SetLogger(log)
 	klog.SetLogger(log)
@@ -79,7 +87,7 @@ func runManager(ctx context.Context, o managerOptions) error {
 		Scheme:                        cli.Scheme,
 		Logger:                        log,
 		HealthProbeBindAddress:        o.health,
-		Metrics:                       metricsserver.Options{BindAddress: o.metrics},
+		Metrics:                       metricsserver.Options{BindAddress: o.metrics, SecureServing: true, FilterProvider: scrape.Filter},
 		LeaderElection:                o.leaderElection,
 		LeaderElectionID:              "lifeboat-manager",
 		LeaderElectionNamespace:       v1alpha1.SystemNamespace,
@@ -136,11 +144,12 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o managerOptions) err
 			Client: mgr.GetClient(), Cluster: o.cluster, Trust: l.Trust, Links: l.Peers, Checker: l.Checker, Events: mgr.GetEventRecorder("lifeboat-link"),
 		},
 		&pvcgroup.Reconciler{Client: mgr.GetClient(), Live: live},
+		&schedulepolicy.Reconciler{Client: mgr.GetClient(), Live: live},
 		&replication.Reconciler{
 			Client: mgr.GetClient(), Live: live, Cluster: o.cluster, Image: o.image, PriorityClass: o.moverPriority,
 			Peers: l.Peers, Trust: l.Trust, CA: l.CA, Movers: newMovers(l.CA, o.cluster, time.Now),
 			Events: mgr.GetEventRecorder("lifeboat-replication"), Nudges: nudges.Channel("Replication"),
-			Now: time.Now, Random: rand.Reader,
+			Now: time.Now, Random: rand.Reader, MaxSessions: o.maxSessions, Metrics: metrics.Registry,
 		},
 		&applicationsnapshot.Reconciler{
 			Client: mgr.GetClient(), Reader: live, Capturer: capturer, Library: library,

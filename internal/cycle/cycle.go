@@ -146,6 +146,7 @@ const (
 	ReasonSessionRunning       = "SessionRunning"
 	ReasonSessionEnded         = "SessionEnded"
 	ReasonRetryLater           = "RetryLater"
+	ReasonItsTurn              = "WaitingForItsTurn"
 	ReasonSnapshotsPending     = "SnapshotsPending"
 	ReasonSnapshotsFailed      = "SnapshotsFailed"
 	ReasonCutInterrupted       = "CutInterrupted"

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/queue"
 	"lifeboat.dev/lifeboat/internal/schedule"
 )
 
@@ -95,6 +96,10 @@ type Source struct {
 	// Scheduled is false when there is no schedule; Look is its look otherwise.
 	Scheduled bool
 	Look      schedule.Look
+	// Unscheduled is why the schedule that is asked for cannot be used: then sessions are started by hand alone.
+	Unscheduled *Problem
+	// Turn tells whether a session that is due may start beside those of other replications; nil when nobody has asked.
+	Turn *queue.Turn
 	// Problem is what stands in the way of a new session; a session that runs has its members already.
 	Problem *Problem
 	Peer    Peer
@@ -411,9 +416,13 @@ func declined(p Peer) Decision {
 	return wait(Failed, p.Declined.Reason, p.Declined.Message, Patient)
 }
 
-// begin starts a session when one is due and the target has finished with the former one.
+// begin starts a session when one is due, the target has finished with the former one, and it is this replication's turn. What
+// somebody asked for, a person or a move, waits for no turn.
 func begin(s Source) Decision {
 	trigger, in := due(s)
+	if s.Unscheduled != nil && trigger != TriggerNow {
+		return wait(Failed, s.Unscheduled.Reason, s.Unscheduled.Message, Patient)
+	}
 	if trigger == "" {
 		d := Decision{Step: Rest, Phase: Idle, Reason: ReasonReady, Ready: true, Poll: min(Calm, max(in, Quick)), Message: "waiting for the next run"}
 		if s.Last != nil && !s.Last.Committed {
@@ -427,6 +436,9 @@ func begin(s Source) Decision {
 	if !s.Peer.ReceiverReady || !finished(s) {
 		return Decision{Step: Wait, Phase: Waiting, Reason: ReasonPeerFinishing, Ready: true, Poll: Steady,
 			Message: fmt.Sprintf("cluster %s is not through with the former session yet%s", s.Peer.Name, because(s.Peer.WaitingFor))}
+	}
+	if s.Turn != nil && !s.Turn.Go && trigger != TriggerNow {
+		return Decision{Step: Wait, Phase: Waiting, Reason: ReasonItsTurn, Ready: true, Poll: Calm, Message: s.Turn.String()}
 	}
 	return Decision{Step: StartSession, Phase: Running, Reason: ReasonSessionDue, Ready: true, Trigger: trigger, Message: "a session is due: " + trigger}
 }

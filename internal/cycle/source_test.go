@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/queue"
 	"lifeboat.dev/lifeboat/internal/schedule"
 )
 
@@ -97,6 +98,28 @@ func TestWhenASessionBegins(t *testing.T) {
 			s.Last, s.Failures = &Ended{Trigger: TriggerSchedule, FinishedAt: noon.Add(-2 * time.Minute)}, 2
 		}, expectation{StartSession, ReasonSessionDue, true, TriggerSchedule, ""}},
 		{"suspended", func(s *Source) { s.Suspended, s.Look, s.TriggerNow = true, schedule.Look{Due: true}, "go" }, expectation{Rest, ReasonSuspended, true, "", "suspendReplication"}},
+		{"sessions of others come first", func(s *Source) {
+			s.Look, s.Turn = schedule.Look{Due: true}, &queue.Turn{Running: 16, Limit: 16, Ahead: 3}
+		},
+			expectation{Wait, ReasonItsTurn, true, "", "its turn: 16 of at most 16 sessions run, 3 replications are closer to their objective"}},
+		{"it is its turn", func(s *Source) {
+			s.Look, s.Turn = schedule.Look{Due: true}, &queue.Turn{Go: true, Running: 15, Limit: 16}
+		},
+			expectation{StartSession, ReasonSessionDue, true, TriggerSchedule, ""}},
+		{"a trigger waits for no turn", func(s *Source) { s.TriggerNow, s.Turn = "go", &queue.Turn{Running: 16, Limit: 16} },
+			expectation{StartSession, ReasonSessionDue, true, TriggerNow, ""}},
+		{"the first session waits for its turn", func(s *Source) {
+			s.Recovery, s.Last, s.Turn = Recovery{}, nil, &queue.Turn{Running: 16, Limit: 16}
+		}, expectation{Wait, ReasonItsTurn, true, "", "its turn"}},
+		{"the schedule cannot be used", func(s *Source) { s.Unscheduled = &Problem{"SchedulePolicyMissing", "policy x"} },
+			expectation{Wait, "SchedulePolicyMissing", false, "", "policy x"}},
+		{"the schedule cannot be used, and a failed session would be tried again", func(s *Source) {
+			s.Unscheduled = &Problem{"SchedulePolicyMissing", "policy x"}
+			s.Last, s.Failures = &Ended{Trigger: TriggerSchedule, FinishedAt: noon.Add(-time.Hour)}, 1
+		}, expectation{Wait, "SchedulePolicyMissing", false, "", "policy x"}},
+		{"the schedule cannot be used, but somebody asks", func(s *Source) {
+			s.Unscheduled, s.TriggerNow = &Problem{"SchedulePolicyMissing", "policy x"}, "go"
+		}, expectation{StartSession, ReasonSessionDue, true, TriggerNow, ""}},
 		{"a problem", func(s *Source) { s.Problem = &Problem{"ClaimMissing", "claim x"}; s.TriggerNow = "go" }, expectation{Wait, "ClaimMissing", false, "", "claim x"}},
 		{"leftovers go first", func(s *Source) { s.Stale, s.TriggerNow = []string{"Job j"}, "go" }, expectation{Tidy, ReasonTidying, true, "", "Job j"}},
 		{"the target was made anew: it knows no former point", func(s *Source) {

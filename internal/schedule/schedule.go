@@ -1,16 +1,15 @@
 // Package schedule says when the next run is due and how late we are.
 //
-// It knows cron expressions in UTC and one rule: runs start to start, one in flight, a run that is more than an
-// hour late is skipped and counted. It reads no clock and keeps nothing: the caller hands in the present instant
-// and the instant it last promised, and saves what it gets back. Begin reading at Look.
+// It knows cron expressions, intervals, and days, weeks and months as a SchedulePolicy has them, and one rule: runs start to
+// start, one in flight, a run that is more than an hour late is skipped and counted. It reads no clock and keeps nothing: the
+// caller hands in the present instant and what was promised last, and saves what it gets back. Begin reading at
+// Agenda.Look; what one kind of instants says is Schedule.Look.
 package schedule
 
 import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/robfig/cron/v3"
 )
 
 // MaxLate is how late a run may start. A later one is skipped and counted: nobody wants last night's run at noon.
@@ -30,25 +29,35 @@ func (e *Invalid) Error() string {
 	return fmt.Sprintf("schedule %q is not a cron expression of five fields in UTC (minute hour day month weekday, as \"*/5 * * * *\"): %s", e.Text, e.Cause)
 }
 
-// Schedule is a parsed cron expression. The zero value never fires; Parse makes the useful ones.
-type Schedule struct {
-	cron cron.Schedule
+// instants is an endless row of instants in whole seconds.
+type instants interface {
+	// Next is the first of them after t; zero when there is none.
+	Next(t time.Time) time.Time
 }
 
-// Parse reads five cron fields, or one of @hourly, @daily, @weekly, @monthly, @yearly. A text that can never
+// Schedule is a row of instants at which runs are wanted. The zero value never fires; Parse makes one from a cron expression.
+type Schedule struct {
+	instants instants
+}
+
+// Parse reads five cron fields, or one of @hourly, @daily, @weekly, @monthly, @yearly, in UTC. A text that can never
 // fire, as "0 0 30 2 *", is refused as well as one that cannot be read. The error is an *Invalid.
 func Parse(text string) (Schedule, error) {
+	return parseCron(text, time.UTC)
+}
+
+func parseCron(text string, zone *time.Location) (Schedule, error) {
 	trimmed := strings.TrimSpace(text)
 	switch {
 	case trimmed == "":
 		return Schedule{}, &Invalid{text, "it is empty"}
 	case strings.HasPrefix(trimmed, "TZ="), strings.HasPrefix(trimmed, "CRON_TZ="):
-		return Schedule{}, &Invalid{text, "a time zone cannot be given; convert the times to UTC"}
+		return Schedule{}, &Invalid{text, "a time zone cannot be given here; convert the times to UTC, or use a SchedulePolicy with a timeZone"}
 	case strings.HasPrefix(trimmed, "@every"):
 		// Its instants depend on when it was first looked at, so it has no instants to be late for.
-		return Schedule{}, &Invalid{text, "@every has no fixed instants; write the interval as \"*/5 * * * *\""}
+		return Schedule{}, &Invalid{text, "@every has no fixed instants; write the interval as \"*/5 * * * *\", or set interval instead"}
 	}
-	parsed, err := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor).Parse(trimmed)
+	parsed, err := newCron(trimmed, zone)
 	if err != nil {
 		return Schedule{}, &Invalid{text, err.Error()}
 	}
@@ -61,10 +70,10 @@ func Parse(text string) (Schedule, error) {
 
 // Next is the first instant after t, in UTC. It is zero when there is none.
 func (s Schedule) Next(t time.Time) time.Time {
-	if s.cron == nil {
+	if s.instants == nil {
 		return time.Time{}
 	}
-	return s.cron.Next(t.UTC())
+	return s.instants.Next(t.UTC())
 }
 
 // has reports whether t is one of the schedule's instants.
@@ -88,7 +97,7 @@ type Look struct {
 }
 
 // Look tells at now what is due, given the instant promised by the look before (zero at the first look, which
-// promises the first instant after now). A promised instant that is not the schedule's, because the
+// promises the first instant after now). A promised instant that is not the schedule's, or not its first, because the
 // schedule was edited since, is forgotten without being counted.
 //
 // Several instants that passed while a run was in flight are answered by one run, the newest of them; the others are skipped.
@@ -99,7 +108,7 @@ func (s Schedule) Look(promised, now time.Time) Look {
 		return Look{Next: after, After: after}
 	}
 	if promised.After(now) {
-		return Look{Next: promised, After: promised}
+		return Look{Next: after, After: after}
 	}
 	newest, skipped := s.newest(promised, now)
 	late := now.Sub(newest)

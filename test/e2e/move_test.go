@@ -11,6 +11,7 @@ func TestShortMoveAndHome(t *testing.T) {
 	s := running(t)
 	before := plan(t, s, s.Home).Status.Epoch
 	replicaIsGuarded(t, s, s.Away, s.Home)
+	replicationIsShown(t, s, s.Home)
 
 	took, downtime, err := s.Move(t.Context(), s.Home, s.Away)
 	must(t, err)

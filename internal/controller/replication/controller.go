@@ -10,11 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -35,11 +38,13 @@ import (
 	"lifeboat.dev/lifeboat/internal/link/heartbeat"
 	"lifeboat.dev/lifeboat/internal/link/identity"
 	"lifeboat.dev/lifeboat/internal/mover/engine"
+	"lifeboat.dev/lifeboat/internal/objective"
 )
 
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=replications,verbs=get;list;watch;patch;update
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=replications/status,verbs=get;patch
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=replications/finalizers,verbs=update
+// +kubebuilder:rbac:groups=lifeboat.dev,resources=schedulepolicies,verbs=get;list;watch
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=pvcgroups;clusterpairs;disasterrecoveryplans,verbs=get;list
 // +kubebuilder:rbac:groups=lifeboat.dev,resources=pvcgroups,verbs=delete
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;create;delete;patch
@@ -105,11 +110,17 @@ type Reconciler struct {
 	Random io.Reader
 	// Workers is how many Replications are looked at together; 0 is 8.
 	Workers int
+	// MaxSessions is how many sessions may run together, those left out that somebody asked for; 0 is any number.
+	MaxSessions int
+	// Metrics is where the figures of replications are registered; may be nil.
+	Metrics prometheus.Registerer
 
 	mu       sync.Mutex
 	prepared map[linkKey]preparation
 	silent   map[linkKey]time.Time
 	sources  map[linkKey]asked
+	turns    turns
+	figures  figures
 }
 
 // SetupWithManager registers the controller.
@@ -118,9 +129,18 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	if workers == 0 {
 		workers = 8
 	}
+	r.turns.limit, r.turns.wakes = r.MaxSessions, make(chan event.GenericEvent, 1024)
+	r.figures.now, r.figures.turns = r.Now, &r.turns
+	if r.Metrics != nil {
+		if err := r.Metrics.Register(&r.figures); err != nil {
+			return fmt.Errorf("register the metrics of replications: %w", err)
+		}
+	}
 	b := ctrl.NewControllerManagedBy(mgr).
 		Named("replication").
 		For(&v1alpha1.Replication{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.SchedulePolicy{}, handler.EnqueueRequestsFromMapFunc(r.usersOfPolicy), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WatchesRawSource(source.Channel(r.turns.wakes, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers})
 	if r.Nudges != nil {
 		b = b.WatchesRawSource(source.Channel(r.Nudges, &handler.EnqueueRequestForObject{}))
@@ -132,6 +152,9 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	var rep v1alpha1.Replication
 	if err := r.Live.Get(ctx, request.NamespacedName, &rep); err != nil {
+		if apierrors.IsNotFound(err) {
+			r.letGo(request.NamespacedName)
+		}
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if !rep.DeletionTimestamp.IsZero() {
@@ -147,7 +170,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	if err != nil {
 		return again(0, err)
 	}
-	next := seen.next()
+	next, err := r.decide(ctx, seen)
+	if err != nil {
+		return again(0, err)
+	}
 	acted := r.actAll(ctx, seen, next)
 	for _, v := range seen.links {
 		r.keepEndpoint(ctx, v)
@@ -155,11 +181,15 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	// What was seen and decided is saved also when acting failed; only an act that went through may change what is remembered.
 	r.tell(seen, next, acted)
 	if err := condition.Save(ctx, r.Client, before, &rep); err != nil {
+		r.giveTurnsBack(seen)
 		return again(0, err)
 	}
+	r.noteTurns(seen, next)
+	r.announceStanding(before, seen)
 	for i, v := range seen.links {
 		if acted[i] == nil {
-			r.announce(v, next[i])
+			r.figures.note(v, next[i])
+			r.announce(before, v, next[i])
 		}
 	}
 	return again(soonest(ctx, seen, next, acted))
@@ -170,7 +200,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 func soonest(ctx context.Context, s *sight, next []cycle.Decision, acted []error) (time.Duration, error) {
 	in, failed := time.Duration(-1), 0
 	for i, d := range next {
-		poll := d.Poll
+		poll := untilBreach(s.links[i], d.Poll)
 		if acted[i] != nil {
 			failed++
 			poll = cycle.Patient
@@ -202,19 +232,75 @@ func again(in time.Duration, err error) (ctrl.Result, error) {
 	return ctrl.Result{RequeueAfter: max(in, time.Millisecond)}, nil
 }
 
-// announce tells of what operators want to find later.
-func (r *Reconciler) announce(v *view, d cycle.Decision) {
+// letGo forgets a Replication that is gone.
+func (r *Reconciler) letGo(key types.NamespacedName) {
+	r.turns.forget(r.Now().UTC(), func(name linkKey) bool { return name.replication == key })
+	r.figures.forget(func(name linkKey) bool { return name.replication == key })
+}
+
+// announce tells of what operators want to find later. A session that ended like the one before it is no news.
+func (r *Reconciler) announce(before *v1alpha1.Replication, v *view, d cycle.Decision) {
 	if r.Events == nil {
 		return
 	}
+	var former *v1alpha1.SessionReport
+	if link := statusOf(before, v.rlink.RlinkName); link != nil {
+		former = link.LastSession
+	}
+	tell := func(kind, message string) {
+		r.Events.Eventf(v.rep, nil, kind, d.Reason, string(d.Step), "%s", message)
+	}
 	switch d.Step {
-	case cycle.TakeRole, cycle.CommitSession:
-		r.Events.Eventf(v.rep, nil, corev1.EventTypeNormal, d.Reason, string(d.Step), "%s", d.Message)
+	case cycle.TakeRole:
+		tell(corev1.EventTypeNormal, d.Message)
+	case cycle.CommitSession:
+		switch {
+		case former == nil:
+			tell(corev1.EventTypeNormal, "the first session has ended: "+d.Message)
+		case former.Result == resultFailed:
+			tell(corev1.EventTypeNormal, "sessions succeed again: "+d.Message)
+		}
 	case cycle.FailSession:
-		r.Events.Eventf(v.rep, nil, corev1.EventTypeWarning, d.Reason, string(d.Step), "%s", d.Message)
+		if former == nil || former.Result == resultCommitted {
+			tell(corev1.EventTypeWarning, d.Message)
+		}
 	case cycle.RecordPoint:
 		if d.Reason == cycle.ReasonRecoveryPointNotKept {
-			r.Events.Eventf(v.rep, nil, corev1.EventTypeWarning, d.Reason, string(d.Step), "%s", d.Message)
+			tell(corev1.EventTypeWarning, d.Message)
 		}
 	}
+}
+
+// announceStanding tells when a schedule cannot be used, and of a breach of the objective and its end.
+func (r *Reconciler) announceStanding(before *v1alpha1.Replication, s *sight) {
+	if r.Events == nil {
+		return
+	}
+	told := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionScheduled)
+	for _, v := range s.links {
+		if problem := v.unscheduled; problem != nil && (told == nil || !strings.Contains(told.Message, problem.Message)) {
+			r.Events.Eventf(v.rep, nil, corev1.EventTypeWarning, problem.Reason, "ReadSchedule", "%s", problem.Message)
+		}
+		was, is := breachedIn(statusOf(before, v.rlink.RlinkName)), breachedIn(v.status)
+		switch {
+		case is && !was:
+			r.Events.Eventf(v.rep, nil, corev1.EventTypeWarning, reasonObjectiveBreached, "CompareObjective", "%s", v.status.Objective.Message)
+		case was && !is && v.status.Objective != nil:
+			r.Events.Eventf(v.rep, nil, corev1.EventTypeNormal, reasonObjectiveMet, "CompareObjective", "%s", v.status.Objective.Message)
+		}
+	}
+}
+
+func breachedIn(status *v1alpha1.RlinkStatus) bool {
+	return status != nil && status.Objective != nil && status.Objective.State == string(objective.Breached)
+}
+
+// statusOf is a link's status as it is there; nil when it is not.
+func statusOf(rep *v1alpha1.Replication, rlink string) *v1alpha1.RlinkStatus {
+	for i := range rep.Status.Rlinks {
+		if rep.Status.Rlinks[i].RlinkName == rlink {
+			return &rep.Status.Rlinks[i]
+		}
+	}
+	return nil
 }

@@ -63,7 +63,7 @@ func (s *side) playSnapshots() {
 		content, mode := "content-"+string(snap.UID), corev1.PersistentVolumeFilesystem
 		stored := &snapshotv1.VolumeSnapshotContent{
 			ObjectMeta: metav1.ObjectMeta{Name: content},
-			Spec: snapshotv1.VolumeSnapshotContentSpec{Driver: volume.Spec.CSI.Driver, DeletionPolicy: s.policy(*snap.Spec.VolumeSnapshotClassName), SourceVolumeMode: &mode,
+			Spec: snapshotv1.VolumeSnapshotContentSpec{Driver: volume.Spec.CSI.Driver, DeletionPolicy: s.deletionPolicy(*snap.Spec.VolumeSnapshotClassName), SourceVolumeMode: &mode,
 				Source:            snapshotv1.VolumeSnapshotContentSource{VolumeHandle: &volume.Spec.CSI.VolumeHandle},
 				VolumeSnapshotRef: corev1.ObjectReference{Namespace: snap.Namespace, Name: snap.Name, UID: snap.UID}},
 		}
@@ -71,13 +71,13 @@ func (s *side) playSnapshots() {
 		handle := handleOf(snap.Name)
 		stored.Status = &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: &handle}
 		s.must(s.kube.Status().Update(ctx, stored))
-		now, yes, size := metav1.Now(), true, claim.Status.Capacity[corev1.ResourceStorage]
+		now, yes, size := metav1.NewTime(s.w.now()), true, claim.Status.Capacity[corev1.ResourceStorage]
 		snap.Status = &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &content, CreationTime: &now, ReadyToUse: &yes, RestoreSize: &size}
 		s.must(s.kube.Status().Update(ctx, snap))
 	}
 }
 
-func (s *side) policy(class string) snapshotv1.DeletionPolicy {
+func (s *side) deletionPolicy(class string) snapshotv1.DeletionPolicy {
 	var object snapshotv1.VolumeSnapshotClass
 	s.must(s.kube.Get(s.w.t.Context(), client.ObjectKey{Name: class}, &object))
 	return object.DeletionPolicy

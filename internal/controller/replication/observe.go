@@ -30,7 +30,6 @@ import (
 
 // Reasons of problems seen here; those of a group's claims are in package snapshot.
 const (
-	reasonScheduleInvalid   = "ScheduleInvalid"
 	reasonPairMissing       = "ClusterPairMissing"
 	reasonTrustMissing      = "TrustMissing"
 	reasonGroupMissing      = "PVCGroupMissing"
@@ -50,6 +49,13 @@ type view struct {
 	lead bool
 	// status is the link's, within rep.
 	status *v1alpha1.RlinkStatus
+	// observed is the generation that the status was of.
+	observed int64
+
+	// agenda says when sessions are wanted, outlook what that means now; unscheduled why it cannot be told.
+	agenda      schedule.Agenda
+	outlook     schedule.Outlook
+	unscheduled *cycle.Problem
 
 	pair    *v1alpha1.ClusterPair
 	peerCA  []byte
@@ -198,6 +204,9 @@ func (r *Reconciler) observe(ctx context.Context, rep *v1alpha1.Replication) (*s
 	}
 	s := r.views(rep)
 	for _, v := range s.links {
+		if err := r.observeSchedule(ctx, v); err != nil {
+			return nil, err
+		}
 		if err := r.observePair(ctx, v); err != nil {
 			return nil, err
 		}
@@ -221,7 +230,7 @@ func (r *Reconciler) views(rep *v1alpha1.Replication) *sight {
 	now := r.Now().UTC()
 	alignStatus(rep)
 	for i := range rep.Status.Rlinks {
-		v := &view{now: now, rep: rep, status: &rep.Status.Rlinks[i], names: names{rep.Namespace, rep.Name, rep.Status.Rlinks[i].RlinkName}}
+		v := &view{now: now, rep: rep, observed: rep.Status.ObservedGeneration, status: &rep.Status.Rlinks[i], names: names{rep.Namespace, rep.Name, rep.Status.Rlinks[i].RlinkName}}
 		if i >= len(rep.Spec.Rlinks) {
 			v.rlink.RlinkName = v.status.RlinkName
 			s.gone = append(s.gone, v)
@@ -345,11 +354,6 @@ func (v *view) note(reason, format string, args ...any) {
 
 // judge notes what is wrong with the link, then with what all links share.
 func (v *view) judge(c *common) {
-	if v.rlink.Schedule != "" {
-		if _, err := schedule.Parse(v.rlink.Schedule); err != nil {
-			v.note(reasonScheduleInvalid, "spec.rlinks[%s].%v", v.rlink.RlinkName, err)
-		}
-	}
 	if v.trouble != nil {
 		v.note(v.trouble.Reason, "%s", v.trouble.Message)
 	}
@@ -527,7 +531,7 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view, moving bool) er
 	if c := claimed(v.rep); c != nil {
 		s.Lost = c.Lost
 	}
-	s.Scheduled, s.Look = look(v)
+	s.Scheduled, s.Look, s.Unscheduled = !v.agenda.Empty(), v.outlook.Look, v.unscheduled
 	r.observeSession(ctx, v)
 	s.Session, s.Snapshots = session(v.status.Session), sessionSnapshots(v)
 	var err error
@@ -687,22 +691,6 @@ func session(s *v1alpha1.SessionStatus) *cycle.Session {
 		out.CutAt = s.CutAt.Time
 	}
 	return out
-}
-
-// look asks the schedule; an invalid one is a problem that was noted before.
-func look(v *view) (bool, schedule.Look) {
-	if v.rlink.Schedule == "" {
-		return false, schedule.Look{}
-	}
-	parsed, err := schedule.Parse(v.rlink.Schedule)
-	if err != nil {
-		return false, schedule.Look{}
-	}
-	var promised time.Time
-	if v.status.NextRun != nil {
-		promised = v.status.NextRun.Time
-	}
-	return true, parsed.Look(promised, v.now)
 }
 
 // sessionSnapshots finds the running session's snapshots, one for each member it carries.

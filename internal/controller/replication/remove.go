@@ -43,6 +43,7 @@ func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (tim
 	for _, link := range append(s.links, s.gone...) {
 		r.forget(link.linkKey())
 	}
+	r.letGo(client.ObjectKeyFromObject(rep))
 	controllerutil.RemoveFinalizer(rep, finalizer)
 	if err := r.Client.Update(ctx, rep); client.IgnoreNotFound(err) != nil {
 		return 0, fmt.Errorf("let replication %s/%s go: %w", rep.Namespace, rep.Name, err)

@@ -61,12 +61,15 @@ func (r *Reconciler) tell(seen *sight, next []cycle.Decision, acted []error) {
 		tellPoints(v)
 		tellSchedule(v, d)
 		tellProgress(v, d)
+		tellObjective(v, d)
 	}
 	if status.ClaimedEpoch != nil && (claimed(seen.rep) == nil || status.Role == v1alpha1.RoleSource) {
 		status.ClaimedEpoch = nil
 	}
 	tellGone(seen)
+	tellSummary(seen.rep)
 	tellConditions(seen, next, acted)
+	tellScheduled(seen)
 }
 
 // phase is the one of the links' that most needs to be seen: first what a person must mend, last what is at rest.
@@ -113,12 +116,12 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 		}
 		v.rep.Status.Role, v.rep.Status.Epoch = stand.Role, stand.Epoch
 		if v.target != nil {
-			v.status.BasePoint, v.status.NextRun = "", nil
+			v.status.BasePoint, v.status.NextRun, v.status.Scheduled = "", nil, nil
 		}
 		r.forget(v.linkKey())
 	case cycle.StartSession:
 		v.status.Session = &v1alpha1.SessionStatus{
-			Point: v.point, Trigger: d.Trigger, TriggerNow: v.rep.Spec.TriggerNow, Claims: v.memberNames(),
+			Point: v.point, Trigger: d.Trigger, TriggerNow: v.rep.Spec.TriggerNow, ScheduleKinds: kindNames(v.outlook.Kinds), Claims: v.memberNames(),
 			Epoch: v.rep.Status.Epoch, StartedAt: metav1.NewMicroTime(v.now),
 		}
 	case cycle.RecordCut:
@@ -191,7 +194,7 @@ func cutAt(v *view) time.Time {
 // are still there, the base of the next.
 func end(v *view, result, message string, report *engine.Report) {
 	s := v.status.Session
-	ended := v1alpha1.SessionReport{Point: s.Point, Result: result, Trigger: s.Trigger, TriggerNow: s.TriggerNow, Message: message,
+	ended := v1alpha1.SessionReport{Point: s.Point, Result: result, Trigger: s.Trigger, TriggerNow: s.TriggerNow, ScheduleKinds: s.ScheduleKinds, Message: message,
 		StartedAt: s.StartedAt, FinishedAt: metav1.NewMicroTime(v.now)}
 	if report != nil {
 		ended.Tier, ended.TierReason = v1alpha1.Tier(report.Tier), report.TierReason
@@ -322,28 +325,6 @@ func logs(v *view) []string {
 	return out
 }
 
-// tellSchedule saves what the schedule promised. A session that begins takes the instant that was due with it.
-func tellSchedule(v *view, d cycle.Decision) {
-	if v.source == nil || !v.source.Scheduled {
-		v.status.NextRun = nil
-		return
-	}
-	look := v.source.Look
-	if v.source.Session != nil {
-		return
-	}
-	next := look.Next
-	if d.Step == cycle.StartSession {
-		next = look.After
-	}
-	v.status.MissedRuns += look.Skipped
-	v.status.NextRun = nil
-	if !next.IsZero() {
-		at := metav1.NewTime(next)
-		v.status.NextRun = &at
-	}
-}
-
 // tellProgress shows where the running session is.
 func tellProgress(v *view, d cycle.Decision) {
 	s := v.status.Session
@@ -402,6 +383,8 @@ func ready(v *view, d cycle.Decision, acted error) (metav1.ConditionStatus, stri
 	// A running session does not hide what stands in the way of the next.
 	case v.problem != nil:
 		return metav1.ConditionFalse, v.problem.Reason, v.problem.Message
+	case v.unscheduled != nil && v.source != nil:
+		return metav1.ConditionFalse, v.unscheduled.Reason, v.unscheduled.Message
 	case d.Ready:
 		return metav1.ConditionTrue, d.Reason, d.Message
 	}

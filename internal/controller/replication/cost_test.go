@@ -1,0 +1,101 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"lifeboat.dev/lifeboat/api/v1alpha1"
+)
+
+// counting counts what a manager asks its API server for.
+type counting struct {
+	client.Client
+	mu    sync.Mutex
+	calls []string
+}
+
+func (c *counting) note(verb string, o any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls = append(c.calls, verb+" "+strings.TrimPrefix(fmt.Sprintf("%T", o), "*"))
+}
+
+func (c *counting) Get(ctx context.Context, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+	c.note("get", o)
+	return c.Client.Get(ctx, key, o, opts...)
+}
+
+func (c *counting) List(ctx context.Context, list client.ObjectList, opts ...client.ListOption) error {
+	c.note("list", list)
+	return c.Client.List(ctx, list, opts...)
+}
+
+func (c *counting) Create(ctx context.Context, o client.Object, opts ...client.CreateOption) error {
+	c.note("create", o)
+	return c.Client.Create(ctx, o, opts...)
+}
+
+func (c *counting) Update(ctx context.Context, o client.Object, opts ...client.UpdateOption) error {
+	c.note("update", o)
+	return c.Client.Update(ctx, o, opts...)
+}
+
+func (c *counting) Patch(ctx context.Context, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+	c.note("patch", o)
+	return c.Client.Patch(ctx, o, p, opts...)
+}
+
+func (c *counting) Delete(ctx context.Context, o client.Object, opts ...client.DeleteOption) error {
+	c.note("delete", o)
+	return c.Client.Delete(ctx, o, opts...)
+}
+
+func (c *counting) Status() client.SubResourceWriter {
+	return countingStatus{c.Client.Status(), c}
+}
+
+type countingStatus struct {
+	client.SubResourceWriter
+	c *counting
+}
+
+func (s countingStatus) Patch(ctx context.Context, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+	s.c.note("status", o)
+	return s.SubResourceWriter.Patch(ctx, o, p, opts...)
+}
+
+// A look at rest writes nothing: thousands of replications at rest must not keep an API server busy with writes. What it reads is
+// logged, since it is what a fleet costs, and bounded.
+func TestALookAtRestWritesNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.scheduled("app", func(l *v1alpha1.Rlink) { l.Interval, l.RecoveryPointObjective = "1d", "2d" })
+	w.until("the first point", w.east.committed("app", ""))
+	w.until("rest", func() bool { return w.east.idle("app")() && w.west.idle("app")() })
+	for range 3 {
+		w.turn()
+	}
+	for _, s := range []*side{w.east, w.west} {
+		c := &counting{Client: s.kube}
+		s.r.Client, s.r.Live = c, c
+		const looks = 5
+		for range looks {
+			s.reconcile()
+		}
+		t.Logf("%s: %d calls a look: %v", s.name, len(c.calls)/looks, c.calls[:len(c.calls)/looks])
+		for _, call := range c.calls {
+			if verb, _, _ := strings.Cut(call, " "); verb != "get" && verb != "list" {
+				t.Errorf("%s: a look at rest makes %s", s.name, call)
+			}
+		}
+		// One claim. Each further member costs a claim, a volume and a class.
+		if per := len(c.calls) / looks; per > 25 {
+			t.Errorf("%s: a look at rest makes %d calls", s.name, per)
+		}
+	}
+}
