@@ -352,11 +352,15 @@ func TestVerifyingFindsWhatRottedAndRepairsIt(t *testing.T) {
 	}
 	cfg := s.session("p2")
 	cfg.Verify = true
+	cfg.Cut = "Atomic"
 	if r := s.mustRun(cfg); !r.Verified || r.BytesRepaired != 65536 || !strings.Contains(r.TierReason, "verify") {
 		t.Errorf("verifying the point that is there: %+v", r)
 	}
 	s.mustEqual()
 	st := s.await(func(st engine.State) bool { return st.Phase == engine.PhaseIdle })
+	if st.Committed != nil && st.Committed.Cut != "Atomic" {
+		t.Errorf("the point does not tell how it was cut: %+v", st.Committed)
+	}
 	if st.Verified == nil || st.Verified.ID != "p2" || st.Committed.ID != "p2" {
 		t.Errorf("state after verifying: %+v", st)
 	}

@@ -252,7 +252,7 @@ func (r *receiver) begin(d session.Decision) (*session.Target, error) {
 	}
 	if !d.Welcome.Resumed {
 		err := t.spool.Begin(spool.Delta{
-			Point: session.Point{ID: r.hello.Point, Time: r.hello.PointTime, Epoch: r.hello.Epoch},
+			Point: session.Point{ID: r.hello.Point, Time: r.hello.PointTime, Epoch: r.hello.Epoch, Cut: r.hello.Cut},
 			Tier:  d.Welcome.Tier, Direct: d.Welcome.Direct, Verify: d.Welcome.Verify, Reason: d.Welcome.Reason, Members: t.members,
 		})
 		if err != nil {
