@@ -11,6 +11,8 @@ const (
 	ConditionReplicated = "Replicated"
 	// ConditionPromoted (Replication): the claims belong to the application; False while they hold a replica.
 	ConditionPromoted = "Promoted"
+	// ConditionCutAtomic (PVCGroup, Replication): the members are cut at one instant. A False one says why they are not.
+	ConditionCutAtomic = "CutAtomic"
 	// ConditionProtected (DisasterRecoveryPlan): every peer has a recovery point and an application snapshot.
 	ConditionProtected = "Protected"
 	// ConditionPeersReachable (DisasterRecoveryPlan): every other cluster of the plan answers.

@@ -77,14 +77,24 @@ type Rlink struct {
 	// +optional
 	SpoolSize *resource.Quantity `json:"spoolSize,omitempty"`
 
-	// retain is how many recovery points are kept on the target as VolumeSnapshots beside the replica itself.
+	// retain is how many recovery points are kept on the target as snapshots beside the replica itself. 0 keeps none. Each
+	// takes the space of what changed since. Together with retainFor both bounds hold: see there.
 	// +kubebuilder:default=3
 	// +kubebuilder:validation:Minimum=0
-	// +kubebuilder:validation:Maximum=100
+	// +kubebuilder:validation:Maximum=500
 	// +optional
 	Retain *int32 `json:"retain,omitempty"`
 
-	// retainSnapshotsOnDeletion keeps the recovery points on the target when this Replication is deleted.
+	// retainFor is how old a kept recovery point may become, by the instant it was cut at. Empty bounds nothing. A point goes
+	// once it is not among the newest retain ones or is older than retainFor, whichever comes first; the newest one is never
+	// dropped for its age. To keep every point of a day at one session in 15 minutes set retain to 96 and retainFor to "24h".
+	// Examples: "36h", "720h".
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m')",message="retainFor is at least 1m; leave it empty to bound nothing"
+	// +optional
+	RetainFor *metav1.Duration `json:"retainFor,omitempty"`
+
+	// retainSnapshotsOnDeletion keeps the recovery points on the target when this Replication is deleted there; otherwise they
+	// go with it. What is kept is listed and restored by lifeboat recovery-points and lifeboat restore.
 	// +optional
 	RetainSnapshotsOnDeletion bool `json:"retainSnapshotsOnDeletion,omitempty"`
 
@@ -163,9 +173,16 @@ type RecoveryPoint struct {
 	Time metav1.Time `json:"time"`
 	// epoch is the epoch of the source that cut it.
 	Epoch int64 `json:"epoch"`
+	// cut tells whether the members were cut at one instant on the source: Single, Atomic or NotAtomic; empty when the source
+	// did not say.
+	// +optional
+	Cut CutAtomicity `json:"cut,omitempty"`
 	// snapshots are the VolumeSnapshots that keep this point on the target; empty for the point the replica itself holds.
 	// +optional
 	Snapshots []string `json:"snapshots,omitempty"`
+	// groupSnapshot is the VolumeGroupSnapshot that these snapshots belong to; empty when each is by itself.
+	// +optional
+	GroupSnapshot string `json:"groupSnapshot,omitempty"`
 }
 
 // SessionStatus is the session that runs now.
@@ -184,6 +201,12 @@ type SessionStatus struct {
 	Epoch int64 `json:"epoch"`
 	// startedAt is when it was decided on.
 	StartedAt metav1.MicroTime `json:"startedAt"`
+	// cut tells how the members are cut in this session: Single, Atomic or NotAtomic.
+	// +optional
+	Cut CutAtomicity `json:"cut,omitempty"`
+	// cutReason tells why not at one instant; empty when they are.
+	// +optional
+	CutReason string `json:"cutReason,omitempty"`
 	// cutAt is when the snapshots were taken.
 	// +optional
 	CutAt *metav1.Time `json:"cutAt,omitempty"`
@@ -232,6 +255,12 @@ type SessionReport struct {
 	// startedAt and finishedAt bound it.
 	StartedAt  metav1.MicroTime `json:"startedAt"`
 	FinishedAt metav1.MicroTime `json:"finishedAt"`
+	// cut tells how the members were cut: Single, Atomic or NotAtomic.
+	// +optional
+	Cut CutAtomicity `json:"cut,omitempty"`
+	// cutReason tells why not at one instant; empty when they were.
+	// +optional
+	CutReason string `json:"cutReason,omitempty"`
 	// tier tells how changes were found.
 	// +optional
 	Tier Tier `json:"tier,omitempty"`
@@ -282,6 +311,10 @@ type RlinkStatus struct {
 	// recoveryPoints are the points kept as snapshots on the target, newest first.
 	// +optional
 	RecoveryPoints []RecoveryPoint `json:"recoveryPoints,omitempty"`
+	// groupSnapshotsRefusedAt is when the storage last refused to cut the group at one instant. It is not asked again for 10
+	// minutes, on a target for a day: sessions would wait for the same answer.
+	// +optional
+	GroupSnapshotsRefusedAt *metav1.Time `json:"groupSnapshotsRefusedAt,omitempty"`
 	// basePoint is the instant whose snapshots are kept on the source as base of the next session.
 	// +optional
 	BasePoint string `json:"basePoint,omitempty"`
@@ -386,7 +419,7 @@ type ReplicationStatus struct {
 	// observedGeneration is the spec this status was derived from.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// conditions: Ready, Replicated, Promoted.
+	// conditions: Ready, Replicated, Promoted, CutAtomic.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

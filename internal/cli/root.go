@@ -30,7 +30,7 @@ func NewRootCommand() *cobra.Command {
 		&cobra.Group{ID: groupPod, Title: "What runs in pods:"},
 	)
 	for _, verb := range []*cobra.Command{
-		newInstallCommand(), newPairCommand(), newStatusCommand(), newMigrateCommand(), newDemoCommand(), newDeltaCommand(),
+		newInstallCommand(), newPairCommand(), newStatusCommand(), newMigrateCommand(), newRecoveryPointsCommand(), newRestoreCommand(), newDemoCommand(), newDeltaCommand(),
 		newIdentityCommand(), newReceiveCommand(), newReplicateCommand(),
 	} {
 		verb.GroupID = groupUser

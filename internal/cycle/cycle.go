@@ -36,6 +36,8 @@ const (
 	StartSession Step = "StartSession"
 	// TakeSnapshots cuts all members together.
 	TakeSnapshots Step = "TakeSnapshots"
+	// CutApart gives up cutting all members at one instant, which the storage refuses: each is snapshotted by itself.
+	CutApart Step = "CutApart"
 	// RecordCut saves that all snapshots are usable, and their instant.
 	RecordCut Step = "RecordCut"
 	// MakeClones makes a block claim from each snapshot.
@@ -60,6 +62,8 @@ const (
 	MakePair Step = "MakePair"
 	// RemovePair removes them; the volumes stay.
 	RemovePair Step = "RemovePair"
+	// RemoveFormer removes those of claims that are no members any more, once no receiver has them.
+	RemoveFormer Step = "RemoveFormer"
 	// MakeSpool makes the claim that keeps a delta until it is whole.
 	MakeSpool Step = "MakeSpool"
 	// SealSpool saves that the spool holds nothing the replica does not: from then on it may be removed.
@@ -144,6 +148,8 @@ const (
 	ReasonRetryLater           = "RetryLater"
 	ReasonSnapshotsPending     = "SnapshotsPending"
 	ReasonSnapshotsFailed      = "SnapshotsFailed"
+	ReasonGroupSnapshotRefused = "GroupSnapshotRefused"
+	ReasonRegrouping           = "Regrouping"
 	ReasonCutInterrupted       = "CutInterrupted"
 	ReasonSnapshotsVanished    = "SnapshotsVanished"
 	ReasonMoverRefused         = "MoverRefused"
@@ -231,6 +237,9 @@ type Session struct {
 	StartedAt time.Time
 	// CutAt is the instant RecordCut saved, zero before.
 	CutAt time.Time
+	// Together is true when the storage is asked to cut all members at one instant, MayPart when they may be snapshotted one
+	// by one should it refuse.
+	Together, MayPart bool
 }
 
 // MoverState is where a session's mover stands.

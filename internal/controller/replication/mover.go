@@ -44,7 +44,7 @@ func devicePath(index int) string { return "/dev/lifeboat/" + strconv.Itoa(index
 func (r *Reconciler) sourceConfig(v *view, l lists) engine.SourceConfig {
 	s := v.status.Session
 	c := engine.SourceConfig{
-		Replication: v.key().String(), Epoch: uint64(s.Epoch), Point: s.Point, PointTime: s.CutAt.UTC(),
+		Replication: v.key().String(), Epoch: uint64(s.Epoch), Point: s.Point, PointTime: s.CutAt.UTC(), Cut: string(s.Cut),
 		Address: v.pair.Spec.GatewayAddress, ServerName: identity.ReceiverServerName(v.rep.Namespace, v.rep.Name),
 		IdentityDir: identityDir, PeerIdentity: identity.ReplicationURI(v.peerCluster(), v.rep.Namespace, v.rep.Name),
 		StatusListen: fmt.Sprintf(":%d", statusPort), ManagerIdentity: identity.ManagerURI(r.Cluster), TerminationLog: terminationFile,

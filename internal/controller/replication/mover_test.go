@@ -109,6 +109,7 @@ func TestMoversAreToldWhatTheyNeedAndMayDoNothingElse(t *testing.T) {
 		t.Errorf("Job: %s %v", job.Name, job.Spec.Template.Labels)
 	}
 	v.members[0].Volume, v.members[1].Volume = &corev1.PersistentVolume{}, &corev1.PersistentVolume{}
+	v.replica.wanted = r.targetConfig(v)
 	for _, pod := range []corev1.PodSpec{job.Spec.Template.Spec, r.receiverDeployment(v).Spec.Template.Spec} {
 		c := pod.Containers[0].SecurityContext
 		if *pod.AutomountServiceAccountToken || *c.AllowPrivilegeEscalation || !*c.ReadOnlyRootFilesystem || !slices.Equal(c.Capabilities.Drop, []corev1.Capability{"ALL"}) ||

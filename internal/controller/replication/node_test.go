@@ -22,6 +22,7 @@ import (
 // play does what driver, snapshot controller, binder, garbage collector, kubelet and engine would do.
 func (s *side) play() {
 	s.w.t.Helper()
+	s.playGroups()
 	s.playSnapshots()
 	s.playClaims()
 	s.playPods()
@@ -49,7 +50,7 @@ func (s *side) playSnapshots() {
 	s.list(&list)
 	for i := range list.Items {
 		snap := &list.Items[i]
-		if snap.Status != nil && snap.Status.ReadyToUse != nil && *snap.Status.ReadyToUse {
+		if snap.Status != nil && snap.Status.ReadyToUse != nil && *snap.Status.ReadyToUse || len(snap.OwnerReferences) > 0 && snap.OwnerReferences[0].Kind == "VolumeGroupSnapshot" {
 			continue
 		}
 		var claim corev1.PersistentVolumeClaim
@@ -143,6 +144,8 @@ func (s *side) bind(claim *corev1.PersistentVolumeClaim) {
 			provisioner = "plain.example.com"
 		case listingClass:
 			provisioner = listingDriver
+		case groupingClass:
+			provisioner = groupingDriver
 		}
 		mode := claim.Spec.VolumeMode
 		volume = corev1.PersistentVolume{
@@ -397,7 +400,7 @@ func (s *side) ending(config engine.SourceConfig) *ending {
 	if target.ReplicaHolds == engine.HoldsNothing && s.peer.spooled(receiver) == nil {
 		tier = "full"
 	}
-	raw, err := json.Marshal(movers.Point{ID: config.Point, Time: config.PointTime, Epoch: config.Epoch})
+	raw, err := json.Marshal(movers.Point{ID: config.Point, Time: config.PointTime, Epoch: config.Epoch, Cut: config.Cut})
 	if err != nil {
 		s.w.t.Fatal(err)
 	}

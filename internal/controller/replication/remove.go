@@ -97,9 +97,10 @@ func (r *Reconciler) removeAll(ctx context.Context, v *view, retained bool) erro
 	}
 	for _, s := range v.snapshots {
 		if s.Purpose == snapshot.ForSession || !retained {
-			errs = append(errs, snapshot.Delete(ctx, r.Client, v.rep.Namespace, s.Name))
+			errs = append(errs, snapshot.Remove(ctx, r.Client, v.rep.Namespace, s))
 		}
 	}
+	errs = append(errs, r.release(ctx, v))
 	for _, name := range []string{v.names.mover(), v.names.receiver()} {
 		errs = append(errs, r.delete(ctx, &corev1.Secret{}, v.rep.Namespace, name))
 	}

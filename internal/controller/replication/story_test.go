@@ -365,6 +365,7 @@ func TestAStalePrimaryIsToldSo(t *testing.T) {
 	}
 }
 
+// M-092: recovery points go with their replication unless retainSnapshotsOnDeletion keeps them.
 func TestDeletionTakesEverythingButTheUsersClaims(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -514,6 +515,7 @@ func okGroup(w *world) {
 	w.east.group("app", "data")
 }
 
+// M-081: a replication is of one group; a claim that two groups of two replications name belongs to the older one.
 func TestAClaimIsReplicatedByOneReplicationOnly(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
