@@ -16,6 +16,8 @@ const (
 	ConditionScheduled = "Scheduled"
 	// ConditionWithinObjective (Replication with a recoveryPointObjective): the newest recovery point is young enough.
 	ConditionWithinObjective = "WithinObjective"
+	// ConditionCutAtomic (PVCGroup, Replication): the members are cut at one instant. A False one says why they are not.
+	ConditionCutAtomic = "CutAtomic"
 	// ConditionProtected (DisasterRecoveryPlan): every peer has a recovery point and an application snapshot.
 	ConditionProtected = "Protected"
 	// ConditionPeersReachable (DisasterRecoveryPlan): every other cluster of the plan answers.

@@ -21,6 +21,9 @@ const (
 	LabelPoint = "lifeboat.dev/point"
 	// LabelComponent tells what a pod or Service is for: source-mover, receiver, manager, gateway.
 	LabelComponent = "lifeboat.dev/component"
+	// LabelCutPrefix begins the label that a group's claims bear while the storage cuts them at one instant: group snapshots
+	// select claims by label. It goes once they are cut.
+	LabelCutPrefix = "cut.lifeboat.dev/"
 	// LabelPlan names the DisasterRecoveryPlan that an object serves.
 	LabelPlan = "lifeboat.dev/plan"
 
@@ -35,6 +38,8 @@ const (
 	AnnotationReplicas = "lifeboat.dev/replicas"
 	// AnnotationSuspended keeps the former spec.suspend of a CronJob that an operation suspended.
 	AnnotationSuspended = "lifeboat.dev/suspended"
+	// AnnotationRestoredFrom tells which recovery point a claim was made from: "<replication>@<point>".
+	AnnotationRestoredFrom = "lifeboat.dev/restored-from"
 	// AnnotationRestoredBy tells which operation restored an object: "<plan namespace>/<plan>@<operation id>".
 	AnnotationRestoredBy = "lifeboat.dev/restored-by"
 )

@@ -55,7 +55,27 @@ type PVCGroupSpec struct {
 	// links; it costs a walk of the whole tree each session, and movers that may read and write files of every owner.
 	// +optional
 	VolumeAccess VolumeAccess `json:"volumeAccess,omitempty"`
+
+	// cutPolicy says how the members are cut. PreferAtomic: at one instant by a VolumeGroupSnapshot where the storage of all
+	// members has a VolumeGroupSnapshotClass and takes it, otherwise by snapshots taken together, with a status that says so.
+	// RequireAtomic: no session without one instant. Separate: never by a VolumeGroupSnapshot.
+	// +kubebuilder:default=PreferAtomic
+	// +optional
+	CutPolicy CutPolicy `json:"cutPolicy,omitempty"`
 }
+
+// CutPolicy says how the members of a group shall be cut.
+// +kubebuilder:validation:Enum=PreferAtomic;RequireAtomic;Separate
+type CutPolicy string
+
+const (
+	// CutPreferAtomic: at one instant where the storage can.
+	CutPreferAtomic CutPolicy = "PreferAtomic"
+	// CutRequireAtomic: at one instant or not at all.
+	CutRequireAtomic CutPolicy = "RequireAtomic"
+	// CutSeparate: each member by a snapshot of its own.
+	CutSeparate CutPolicy = "Separate"
+)
 
 // CutAtomicity tells whether the members of a group are cut at one instant by the driver itself.
 // +kubebuilder:validation:Enum=Single;Atomic;NotAtomic
@@ -106,13 +126,20 @@ type PVCGroupStatus struct {
 	// volumeAccess is how the members are replicated: Block or Files. Empty while they cannot be.
 	// +optional
 	VolumeAccess VolumeAccess `json:"volumeAccess,omitempty"`
+	// cutReason is one word for why: OneMember, GroupSnapshot, CutSeparately, MembersNotBound, DriversDiffer,
+	// GroupSnapshotsUnknown or NoGroupSnapshotClass. Condition CutAtomic says it in a sentence.
+	// +optional
+	CutReason string `json:"cutReason,omitempty"`
+	// groupSnapshotClassName is the VolumeGroupSnapshotClass that cuts the members; empty when none does.
+	// +optional
+	GroupSnapshotClassName string `json:"groupSnapshotClassName,omitempty"`
 	// totalSize is the sum of the members' sizes.
 	// +optional
 	TotalSize *resource.Quantity `json:"totalSize,omitempty"`
 	// observedGeneration is the spec this status was derived from.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// conditions: Ready.
+	// conditions: Ready, CutAtomic.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

@@ -117,15 +117,25 @@ type Rlink struct {
 	// +optional
 	SpoolSize *resource.Quantity `json:"spoolSize,omitempty"`
 
-	// retain is how many recovery points are kept on the target as VolumeSnapshots beside the replica itself. Fewer than before
-	// removes the oldest ones soon.
+	// retain is how many recovery points are kept on the target as snapshots beside the replica itself. 0 keeps none. Each
+	// takes the space of what changed since. Together with retainFor both bounds hold: see there. Fewer than before removes the
+	// oldest ones soon.
 	// +kubebuilder:default=3
 	// +kubebuilder:validation:Minimum=0
-	// +kubebuilder:validation:Maximum=100
+	// +kubebuilder:validation:Maximum=500
 	// +optional
 	Retain *int32 `json:"retain,omitempty"`
 
-	// retainSnapshotsOnDeletion keeps the recovery points on the target when this Replication is deleted.
+	// retainFor is how old a kept recovery point may become, by the instant it was cut at. Empty bounds nothing. A point goes
+	// once it is not among the newest retain ones or is older than retainFor, whichever comes first; the newest one is never
+	// dropped for its age. To keep every point of a day at one session in 15 minutes set retain to 96 and retainFor to "24h".
+	// Examples: "36h", "720h".
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m')",message="retainFor is at least 1m; leave it empty to bound nothing"
+	// +optional
+	RetainFor *metav1.Duration `json:"retainFor,omitempty"`
+
+	// retainSnapshotsOnDeletion keeps the recovery points on the target when this Replication is deleted there; otherwise they
+	// go with it. What is kept is listed and restored by lifeboat recovery-points and lifeboat restore.
 	// +optional
 	RetainSnapshotsOnDeletion bool `json:"retainSnapshotsOnDeletion,omitempty"`
 
@@ -222,6 +232,14 @@ type ReplicationSpec struct {
 	// +optional
 	Mover *Mover `json:"mover,omitempty"`
 
+	// promoteTo is the recovery point that the replica is rolled back to when it is promoted, before its claims become
+	// usable; empty means the newest point, as it is. The point must be kept as snapshots of all members: lifeboat recovery-points lists
+	// them. It is answered by one promotion, which status.promotedTo shows; clear it and set it again for another. What was written
+	// after the point is lost on this side. Example: "20260131t120000-1a2b3c".
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	PromoteTo string `json:"promoteTo,omitempty"`
+
 	// triggerNow starts a session on every link at once when its value changes, unless the link is suspended. It never waits behind
 	// scheduled sessions. Any text will do; a time is good practice.
 	// +kubebuilder:validation:MaxLength=64
@@ -251,9 +269,16 @@ type RecoveryPoint struct {
 	Time metav1.Time `json:"time"`
 	// epoch is the epoch of the source that cut it.
 	Epoch int64 `json:"epoch"`
+	// cut tells whether the members were cut at one instant on the source: Single, Atomic or NotAtomic; empty when the source
+	// did not say.
+	// +optional
+	Cut CutAtomicity `json:"cut,omitempty"`
 	// snapshots are the VolumeSnapshots that keep this point on the target; empty for the point the replica itself holds.
 	// +optional
 	Snapshots []string `json:"snapshots,omitempty"`
+	// groupSnapshot is the VolumeGroupSnapshot that these snapshots belong to; empty when each is by itself.
+	// +optional
+	GroupSnapshot string `json:"groupSnapshot,omitempty"`
 }
 
 // SessionStatus is the session that runs now.
@@ -275,6 +300,12 @@ type SessionStatus struct {
 	Epoch int64 `json:"epoch"`
 	// startedAt is when it was decided on.
 	StartedAt metav1.MicroTime `json:"startedAt"`
+	// cut tells how the members are cut in this session: Single, Atomic or NotAtomic.
+	// +optional
+	Cut CutAtomicity `json:"cut,omitempty"`
+	// cutReason tells why not at one instant; empty when they are.
+	// +optional
+	CutReason string `json:"cutReason,omitempty"`
 	// cutAt is when the snapshots were taken.
 	// +optional
 	CutAt *metav1.Time `json:"cutAt,omitempty"`
@@ -326,6 +357,12 @@ type SessionReport struct {
 	// startedAt and finishedAt bound it.
 	StartedAt  metav1.MicroTime `json:"startedAt"`
 	FinishedAt metav1.MicroTime `json:"finishedAt"`
+	// cut tells how the members were cut: Single, Atomic or NotAtomic.
+	// +optional
+	Cut CutAtomicity `json:"cut,omitempty"`
+	// cutReason tells why not at one instant; empty when they were.
+	// +optional
+	CutReason string `json:"cutReason,omitempty"`
 	// tier tells how changes were found.
 	// +optional
 	Tier Tier `json:"tier,omitempty"`
@@ -404,6 +441,10 @@ type RlinkStatus struct {
 	// recoveryPoints are the points kept as snapshots on the target, newest first.
 	// +optional
 	RecoveryPoints []RecoveryPoint `json:"recoveryPoints,omitempty"`
+	// groupSnapshotsRefusedAt is when the storage last refused to cut the group at one instant. It is not asked again for 10
+	// minutes, on a target for a day: sessions would wait for the same answer.
+	// +optional
+	GroupSnapshotsRefusedAt *metav1.Time `json:"groupSnapshotsRefusedAt,omitempty"`
 	// basePoint is the instant whose snapshots are kept on the source as base of the next session.
 	// +optional
 	BasePoint string `json:"basePoint,omitempty"`
@@ -548,10 +589,16 @@ type ReplicationStatus struct {
 	// +listMapKey=rlinkName
 	// +optional
 	Rlinks []RlinkStatus `json:"rlinks,omitempty"`
+	// promotedTo is the value of spec.promoteTo that a promotion has answered.
+	// +optional
+	PromotedTo string `json:"promotedTo,omitempty"`
+	// rollingBackTo is the point that the replica is being rolled back to: until that is done it is no instant of anything.
+	// +optional
+	RollingBackTo string `json:"rollingBackTo,omitempty"`
 	// observedGeneration is the spec this status was derived from.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// conditions: Ready, Replicated, Promoted; Scheduled when there is a schedule, WithinObjective when there is an objective.
+	// conditions: Ready, Replicated, Promoted, CutAtomic; Scheduled when there is a schedule, WithinObjective when there is an objective.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

@@ -1025,6 +1025,11 @@ func (in *Rlink) DeepCopyInto(out *Rlink) {
 		*out = new(int32)
 		**out = **in
 	}
+	if in.RetainFor != nil {
+		in, out := &in.RetainFor, &out.RetainFor
+		*out = new(v1.Duration)
+		**out = **in
+	}
 	if in.StorageClassMap != nil {
 		in, out := &in.StorageClassMap, &out.StorageClassMap
 		*out = make(map[string]string, len(*in))
@@ -1075,6 +1080,10 @@ func (in *RlinkStatus) DeepCopyInto(out *RlinkStatus) {
 		for i := range *in {
 			(*in)[i].DeepCopyInto(&(*out)[i])
 		}
+	}
+	if in.GroupSnapshotsRefusedAt != nil {
+		in, out := &in.GroupSnapshotsRefusedAt, &out.GroupSnapshotsRefusedAt
+		*out = (*in).DeepCopy()
 	}
 	if in.Agreed != nil {
 		in, out := &in.Agreed, &out.Agreed

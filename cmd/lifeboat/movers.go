@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 
 	"lifeboat.dev/lifeboat/internal/link/identity"
@@ -28,6 +29,7 @@ var uncached = []client.Object{
 	&corev1.Service{}, &corev1.Namespace{}, &corev1.Node{}, &appsv1.Deployment{}, &appsv1.StatefulSet{}, &appsv1.DaemonSet{},
 	&appsv1.ReplicaSet{}, &batchv1.Job{}, &batchv1.CronJob{}, &rbacv1.Role{}, &rbacv1.RoleBinding{}, &storagev1.StorageClass{},
 	&storagev1.VolumeAttachment{}, &snapshotv1.VolumeSnapshot{}, &snapshotv1.VolumeSnapshotContent{}, &snapshotv1.VolumeSnapshotClass{},
+	&groupsnapshotv1.VolumeGroupSnapshot{}, &groupsnapshotv1.VolumeGroupSnapshotClass{},
 }
 
 // statusPort is where movers answer their manager.

@@ -20,7 +20,7 @@ func newMoverCommand() *cobra.Command {
 		Short: "Move a group of volumes to a peer: the two ends of a session",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(newMoverSourceCommand(), newMoverTargetCommand())
+	cmd.AddCommand(newMoverSourceCommand(), newMoverTargetCommand(), newMoverRollbackCommand())
 	return cmd
 }
 
@@ -79,6 +79,34 @@ Exit codes: 0 stopped; 1 failed; 2 wrong configuration.`,
 				return &exitError{engine.ExitConfiguration, err}
 			}
 			return err
+		},
+	}
+	configFlag(cmd, &config)
+	return cmd
+}
+
+func newMoverRollbackCommand() *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "rollback --config FILE",
+		Short: "Make the replicas of a group hold again what a recovery point holds, then exit",
+		Long: `Make the replicas of a group hold again what the snapshots of a recovery point hold, then exit. Only what differs is
+written; when it is interrupted, doing it again goes on. Until it is done the replicas are no instant of anything.
+
+Exit codes: 0 done; 1 failed, trying again may help; 2 wrong configuration.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			cfg, err := engine.LoadRollbackConfig(config)
+			if err != nil {
+				return &exitError{engine.ExitConfiguration, err}
+			}
+			r := engine.RunRollback(ctx, cfg, moverLog().With("replication", cfg.Replication, "point", cfg.Point))
+			if !r.Done {
+				return &exitError{r.ExitCode(), errors.New(r.Error)}
+			}
+			return nil
 		},
 	}
 	configFlag(cmd, &config)

@@ -30,7 +30,8 @@ func NewRootCommand() *cobra.Command {
 		&cobra.Group{ID: groupPod, Title: "What runs in pods:"},
 	)
 	for _, verb := range []*cobra.Command{
-		newInstallCommand(), newPairCommand(), newCheckCommand(), newStatusCommand(), newMigrateCommand(), newDemoCommand(), newDeltaCommand(),
+		newInstallCommand(), newPairCommand(), newCheckCommand(), newStatusCommand(), newMigrateCommand(), newRecoveryPointsCommand(), newRestoreCommand(),
+		newDemoCommand(), newDeltaCommand(),
 		newIdentityCommand(), newReceiveCommand(), newReplicateCommand(),
 	} {
 		verb.GroupID = groupUser

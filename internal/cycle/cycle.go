@@ -36,6 +36,8 @@ const (
 	StartSession Step = "StartSession"
 	// TakeSnapshots cuts all members together.
 	TakeSnapshots Step = "TakeSnapshots"
+	// CutApart gives up cutting all members at one instant, which the storage refuses: each is snapshotted by itself.
+	CutApart Step = "CutApart"
 	// RecordCut saves that all snapshots are usable, and their instant.
 	RecordCut Step = "RecordCut"
 	// MakeClones makes a block claim from each snapshot.
@@ -63,6 +65,8 @@ const (
 	MakePair Step = "MakePair"
 	// RemovePair removes them; the volumes stay.
 	RemovePair Step = "RemovePair"
+	// RemoveFormer removes those of claims that are no members any more, once no receiver has them.
+	RemoveFormer Step = "RemoveFormer"
 	// MakeSpool makes the claim that keeps a delta until it is whole.
 	MakeSpool Step = "MakeSpool"
 	// SealSpool saves that the spool holds nothing the replica does not: from then on it may be removed.
@@ -75,6 +79,16 @@ const (
 	CloseReceiver Step = "CloseReceiver"
 	// RemoveReceiver removes the receiver and its pods.
 	RemoveReceiver Step = "RemoveReceiver"
+	// BeginRollback saves that the replica is about to be rolled back to an older point: from then on it holds none.
+	BeginRollback Step = "BeginRollback"
+	// MakeRollback makes block claims from the snapshots of the point.
+	MakeRollback Step = "MakeRollback"
+	// StartRollback starts the Job that writes what differs.
+	StartRollback Step = "StartRollback"
+	// RecordRollback saves that the replica holds the point.
+	RecordRollback Step = "RecordRollback"
+	// RemoveRollback removes the Job and the block claims.
+	RemoveRollback Step = "RemoveRollback"
 	// TakeRecoveryPoint snapshots the user's claims.
 	TakeRecoveryPoint Step = "TakeRecoveryPoint"
 	// RecordPoint saves the committed point, which lets the source start its next session.
@@ -149,6 +163,11 @@ const (
 	ReasonItsTurn              = "WaitingForItsTurn"
 	ReasonSnapshotsPending     = "SnapshotsPending"
 	ReasonSnapshotsFailed      = "SnapshotsFailed"
+	ReasonGroupSnapshotRefused = "GroupSnapshotRefused"
+	ReasonRegrouping           = "Regrouping"
+	ReasonRollingBack          = "RollingBack"
+	ReasonRollbackFailed       = "RollbackFailed"
+	ReasonPointNotKept         = "PointNotKept"
 	ReasonCutInterrupted       = "CutInterrupted"
 	ReasonSnapshotsVanished    = "SnapshotsVanished"
 	ReasonMoverRefused         = "MoverRefused"
@@ -237,6 +256,9 @@ type Session struct {
 	StartedAt time.Time
 	// CutAt is the instant RecordCut saved, zero before.
 	CutAt time.Time
+	// Together is true when the storage is asked to cut all members at one instant, MayPart when they may be snapshotted one
+	// by one should it refuse.
+	Together, MayPart bool
 }
 
 // MoverState is where a session's mover stands.

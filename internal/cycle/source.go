@@ -14,6 +14,9 @@ const (
 	// CutWithin is how far apart the snapshots of one point may be asked for. When a crash left some of them
 	// older than this, the point is given up: the others would be of another time.
 	CutWithin = 10 * time.Second
+	// TogetherPatience is how long the storage may refuse to cut a group at one instant before its members are
+	// snapshotted one by one. Whoever asks it tries several times meanwhile: holding writers may fail once.
+	TogetherPatience = 30 * time.Second
 	// SnapshotPatience is how long a session waits for its snapshots.
 	SnapshotPatience = 10 * time.Minute
 	// PeerMemory is how long a source waits for a target to show the point that was committed last, before it takes a
@@ -42,6 +45,8 @@ type Recovery struct {
 	Point string
 	Time  time.Time
 	Epoch int64
+	// Cut tells whether its members were cut at one instant; empty when that is not known.
+	Cut v1alpha1.CutAtomicity
 }
 
 // Peer is what a source knows of the other side. Found and what follows it mean something only when Asked is true.
@@ -129,6 +134,8 @@ type Source struct {
 	Brought int64
 	// Lost names the clusters that this side's epoch was taken without.
 	Lost []string
+	// Rollback is the older point that the replica shall be promoted with.
+	Rollback Rollback
 }
 
 // Backoff is how long after its end a failed session is tried again: 30 s doubled at each failure in a row, 15 min at most.
@@ -280,6 +287,8 @@ func runSession(s Source) Decision {
 			return fail(ReasonSnapshotsFailed, fmt.Sprintf("no usable snapshot of %s within %s%s", join(missing, unready), SnapshotPatience, trouble))
 		case len(missing) > 0 && len(missing) < len(s.Snapshots) && s.Now.Sub(oldest) > CutWithin:
 			return fail(ReasonCutInterrupted, fmt.Sprintf("taking the snapshots was interrupted: a snapshot of %s now would be more than %s younger than the others", join(missing), CutWithin))
+		case s.Session.Together && s.Session.MayPart && trouble != "" && s.Now.Sub(oldest) > TogetherPatience:
+			return running(CutApart, ReasonGroupSnapshotRefused, "the members are snapshotted one by one: the storage refused for "+TogetherPatience.String()+" to cut them at one instant"+trouble, 0)
 		case len(missing) > 0:
 			return running(TakeSnapshots, ReasonSessionRunning, "taking snapshots of "+join(missing), 0)
 		case len(unready) > 0:

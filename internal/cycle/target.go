@@ -14,6 +14,10 @@ import (
 // them: the replica itself holds the point, and holding up replication would lose more.
 const RecoveryPointPatience = 5 * time.Minute
 
+// KeepTogetherPatience is how long the storage may refuse to snapshot a replica's members as one. It is short: a replica is still
+// while it is snapshotted, so that snapshots one by one are of one instant too.
+const KeepTogetherPatience = 5 * time.Second
+
 // Received is what a receiver says of itself.
 type Received struct {
 	// Busy is true while a source is connected or a delta is being applied.
@@ -42,6 +46,12 @@ type Replica struct {
 	Receiver Presence
 	// Door is true while sources can reach the receiver in any way, Ajar when others of its ways in are closed.
 	Door, Ajar bool
+	// Rollback names what a rollback to an older point left: its Job, pods and block claims.
+	Rollback []string
+	// Former names claims that are no members any more and have their half of the pair still.
+	Former []string
+	// Regroups is true when the receiver runs with other members than the group has now.
+	Regroups bool
 	// Trouble tells why the receiver or the pair is not there yet.
 	Trouble string
 	// State is what the receiver says; nil when it does not answer.
@@ -95,8 +105,9 @@ type Target struct {
 	Recorded Recovery
 	// Retain is how many recovery points are kept as snapshots.
 	Retain int
-	// Snapshots are those of the receiver's applied point.
+	// Snapshots are those of the receiver's applied point, Together tells that they are taken as one.
 	Snapshots []Snapshot
+	Together  bool
 	// Surplus names the recovery points that retention no longer keeps.
 	Surplus []string
 }
@@ -142,6 +153,9 @@ func unfinished(links []Target, but int) []string {
 func nextTarget(s Target) Decision {
 	if s.InForce.Epoch != s.Wanted.Epoch {
 		return Decision{Step: TakeRole, Phase: Preparing, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side is the target in epoch %d", s.Wanted.Epoch)}
+	}
+	if len(s.Replica.Rollback) > 0 {
+		return removeRollback(Waiting, s.Replica.Rollback)
 	}
 	if len(s.Users) > 0 {
 		return spoiled(s)
@@ -252,6 +266,11 @@ func keepReplica(s Target) Decision {
 	if r.Spool == Absent {
 		return preparing(MakeSpool, ReasonReplicaPreparing, "making the spool", 0)
 	}
+	if r.Regroups {
+		if d, settled := regroup(s); !settled {
+			return d
+		}
+	}
 	if r.Receiver == Absent || r.Receiver == Outdated || !r.Door || r.Ajar {
 		return preparing(StartReceiver, ReasonReceiverStarting, "starting the receiver", Quick)
 	}
@@ -261,6 +280,9 @@ func keepReplica(s Target) Decision {
 			message += ": " + r.Trouble
 		}
 		return wait(Preparing, ReasonReceiverStarting, message, Quick)
+	}
+	if len(r.Former) > 0 {
+		return preparing(RemoveFormer, ReasonRegrouping, "removing the replica pairs of claims that left the group: "+strings.Join(r.Former, ", "), 0)
 	}
 	if r.State == nil {
 		return wait(Preparing, ReasonReceiverSilent, "the receiver does not answer yet"+because(r.Trouble), Steady)
@@ -294,6 +316,20 @@ func orphaned(s Target) Decision {
 	return d
 }
 
+// regroup waits until the receiver may get other members. A committed delta that is not applied yet needs the volumes it was made
+// for, and a point is kept with the members it has: both come before.
+func regroup(s Target) (d Decision, settled bool) {
+	switch state := s.Replica.State; {
+	case state == nil:
+		return wait(Preparing, ReasonRegrouping, "the group has other members now; before the receiver follows it must tell that it has applied all it has"+because(s.Replica.Trouble), Steady), false
+	case !state.settled():
+		return wait(Preparing, ReasonRegrouping, "the group has other members now; waiting for the receiver to apply what it has", Quick), false
+	case state.Applied.Point != "" && state.Applied.Point != s.Recorded.Point:
+		return record(s, state.Applied), false
+	}
+	return Decision{}, true
+}
+
 func because(trouble string) string {
 	if trouble == "" {
 		return ""
@@ -316,6 +352,9 @@ func record(s Target, applied Recovery) Decision {
 	}
 	taking := Decision{Phase: Running, Reason: ReasonRecoveryPoint, Ready: true}
 	switch {
+	case s.Together && trouble != "" && len(uncut) > 0 && s.Now.Sub(oldest) > KeepTogetherPatience:
+		taking.Step, taking.Message = CutApart, fmt.Sprintf("keeping point %s by a snapshot of each member: the storage refused a group snapshot%s", applied.Point, trouble)
+		return taking
 	case len(uncut) > 0 && s.Now.Sub(oldest) > RecoveryPointPatience:
 		save.Reason = ReasonRecoveryPointNotKept
 		save.Message = fmt.Sprintf("point %s is the replica's, but no snapshot of %s was taken within %s%s", applied.Point, join(uncut), RecoveryPointPatience, trouble)
@@ -347,8 +386,21 @@ func leaveTarget(s Source, links []Source) Decision {
 	if len(r.Strays) > 0 {
 		return Decision{Step: RemoveStrays, Phase: Promoting, Reason: ReasonLeavingTarget, Poll: Quick, Message: "removing " + strings.Join(r.Strays, ", ")}
 	}
+	back := s.Rollback
+	if back.Point != "" && back.Problem != "" && r.Pair != Absent {
+		return wait(Failed, ReasonPointNotKept, back.Problem, Patient)
+	}
 	if r.Spool != Absent && !r.Sealed {
 		return settle(s, links)
+	}
+	if back.Point != "" && r.Pair != Absent && r.Receiver == Absent {
+		if len(back.Others) > 0 {
+			return removeRollback(Promoting, back.Others)
+		}
+		return rollBack(back)
+	}
+	if len(r.Rollback) > 0 {
+		return removeRollback(Promoting, r.Rollback)
 	}
 	if r.Exists() {
 		d := dismantle(r, false, "this side becomes the source")

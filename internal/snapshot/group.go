@@ -11,6 +11,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
@@ -199,6 +200,7 @@ const (
 	FaultNotCSI      = "NotCSI"
 	FaultNoClass     = "NoSnapshotClass"
 	FaultAccess      = "VolumeAccessConflict"
+	FaultShared      = "ClaimInTwoGroups"
 	defaultMaxMember = 16
 )
 
@@ -228,7 +230,7 @@ func Check(group *v1alpha1.PVCGroup, members []Member, snapshots bool) *Fault {
 func checkMember(claim string, m Member, snapshots bool) *Fault {
 	switch {
 	case m.Claim == nil:
-		return &Fault{FaultMissing, fmt.Sprintf("claim %s does not exist: create it, or take it out of the group", claim)}
+		return &Fault{FaultMissing, fmt.Sprintf("claim %s does not exist: create it, or take it out of the group; all members are in the group's namespace, a claim of that name in another one does not count", claim)}
 	case !m.Claim.DeletionTimestamp.IsZero():
 		return &Fault{FaultDeleting, fmt.Sprintf("claim %s is being deleted: take it out of the group, or create it again", claim)}
 	case !m.Bound() && m.Late:
@@ -243,10 +245,11 @@ func checkMember(claim string, m Member, snapshots bool) *Fault {
 	return nil
 }
 
-// Cut tells whether a group is cut at one instant. Drivers' group snapshots are not used, so only a single member is.
-func Cut(members int) v1alpha1.CutAtomicity {
-	if members == 1 {
-		return v1alpha1.CutSingle
+// Covers reports whether a claim is a member of a group, as the group's spec says.
+func Covers(group *v1alpha1.PVCGroup, m Member) bool {
+	if group.Spec.Selector == nil {
+		return slices.ContainsFunc(group.Spec.PVCList, func(ref v1alpha1.PVCRef) bool { return ref.PVCName == m.Name })
 	}
-	return v1alpha1.CutNotAtomic
+	selector, err := metav1.LabelSelectorAsSelector(group.Spec.Selector)
+	return err == nil && m.Claim != nil && selector.Matches(labels.Set(m.Claim.Labels))
 }

@@ -31,6 +31,12 @@ const (
 	LabelPurpose = "lifeboat.dev/purpose"
 	// annotationIndex is the member's place in its group.
 	annotationIndex = "lifeboat.dev/index"
+	// annotationInstant, annotationEpoch and annotationCut tell of the point that a snapshot keeps, when nothing else is left of it.
+	annotationInstant = "lifeboat.dev/instant"
+	annotationEpoch   = "lifeboat.dev/epoch"
+	annotationCut     = "lifeboat.dev/cut"
+	// annotationSources names the claims that a group snapshot is of.
+	annotationSources = "lifeboat.dev/sources"
 	// annotationModeChange lets a block claim be made from the snapshot of a file system claim.
 	annotationModeChange = "snapshot.storage.kubernetes.io/allow-volume-mode-change"
 )
@@ -71,6 +77,10 @@ type Point struct {
 	// ID names the instant.
 	ID      string
 	Purpose Purpose
+	// Instant, Epoch and Cut tell of a recovery point: when and how it was cut on the source, and in which epoch; zero when not known.
+	Instant time.Time
+	Epoch   int64
+	Cut     v1alpha1.CutAtomicity
 	// Owner takes the snapshots with it when it is deleted; nil lets them stay.
 	Owner *metav1.OwnerReference
 }
@@ -95,26 +105,45 @@ func (p Point) Take(ctx context.Context, c client.Client, claims, classes []stri
 func (p Point) object(index int, claim, class string) *snapshotv1.VolumeSnapshot {
 	object := &snapshotv1.VolumeSnapshot{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: p.Namespace,
-			Name:      MemberName(p.Replication, p.ID, index),
-			Labels: map[string]string{
-				v1alpha1.LabelManagedBy:   v1alpha1.ManagedByLifeboat,
-				v1alpha1.LabelReplication: p.Replication,
-				v1alpha1.LabelRlink:       p.Rlink,
-				v1alpha1.LabelPoint:       p.ID,
-				LabelPurpose:              string(p.Purpose),
-			},
-			Annotations: map[string]string{v1alpha1.AnnotationVolume: claim, annotationIndex: strconv.Itoa(index)},
+			Namespace:   p.Namespace,
+			Name:        MemberName(p.Replication, p.ID, index),
+			Labels:      p.labels(),
+			Annotations: p.annotations(),
 		},
 		Spec: snapshotv1.VolumeSnapshotSpec{
 			Source:                  snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: &claim},
 			VolumeSnapshotClassName: &class,
 		},
 	}
+	object.Annotations[v1alpha1.AnnotationVolume], object.Annotations[annotationIndex] = claim, strconv.Itoa(index)
 	if p.Owner != nil {
 		object.OwnerReferences = []metav1.OwnerReference{*p.Owner}
 	}
 	return object
+}
+
+func (p Point) labels() map[string]string {
+	return map[string]string{
+		v1alpha1.LabelManagedBy:   v1alpha1.ManagedByLifeboat,
+		v1alpha1.LabelReplication: p.Replication,
+		v1alpha1.LabelRlink:       p.Rlink,
+		v1alpha1.LabelPoint:       p.ID,
+		LabelPurpose:              string(p.Purpose),
+	}
+}
+
+func (p Point) annotations() map[string]string {
+	out := map[string]string{}
+	if !p.Instant.IsZero() {
+		out[annotationInstant] = p.Instant.UTC().Format(time.RFC3339)
+	}
+	if p.Epoch != 0 {
+		out[annotationEpoch] = strconv.FormatInt(p.Epoch, 10)
+	}
+	if p.Cut != "" {
+		out[annotationCut] = string(p.Cut)
+	}
+	return out
 }
 
 // Seen is a snapshot as it was read.
@@ -125,6 +154,15 @@ type Seen struct {
 	Purpose Purpose
 	Claim   string
 	Index   int
+	// Group is the VolumeGroupSnapshot that it is a member of; empty when it was taken by itself. Name is empty while the
+	// member's own snapshot is not there yet.
+	Group string
+	// Adopted is true once it bears the labels of its point.
+	Adopted bool
+	// Instant, Epoch and Cut are the recovery point's, as noted when it was taken; zero when nothing was.
+	Instant time.Time
+	Epoch   int64
+	Cut     v1alpha1.CutAtomicity
 	// CreatedAt is when the object was made, CutAt the instant the driver cut the volume at; zero before.
 	CreatedAt, CutAt time.Time
 	// Ready is true once volumes can be made from it.
@@ -146,9 +184,18 @@ func List(ctx context.Context, reader client.Reader, replication types.Namespace
 	if err := reader.List(ctx, &list, client.InNamespace(replication.Namespace), labels); err != nil {
 		return nil, fmt.Errorf("list snapshots of replication %s: %w", replication, err)
 	}
-	seen := make([]Seen, 0, len(list.Items))
+	seen, err := listGroups(ctx, reader, replication.Namespace, labels)
+	if err != nil {
+		return nil, err
+	}
+	inGroups := map[string]bool{}
+	for _, s := range seen {
+		inGroups[s.Name] = true
+	}
 	for i := range list.Items {
-		seen = append(seen, see(&list.Items[i]))
+		if !inGroups[list.Items[i].Name] {
+			seen = append(seen, see(&list.Items[i]))
+		}
 	}
 	slices.SortFunc(seen, func(a, b Seen) int {
 		if order := strings.Compare(a.Point, b.Point); order != 0 {
@@ -163,8 +210,12 @@ func see(object *snapshotv1.VolumeSnapshot) Seen {
 	s := Seen{
 		Name: object.Name, Rlink: object.Labels[v1alpha1.LabelRlink], Point: object.Labels[v1alpha1.LabelPoint], Purpose: Purpose(object.Labels[LabelPurpose]),
 		Claim: object.Annotations[v1alpha1.AnnotationVolume], CreatedAt: object.CreationTimestamp.Time,
-		Deleting: !object.DeletionTimestamp.IsZero(),
+		Deleting: !object.DeletionTimestamp.IsZero(), Cut: v1alpha1.CutAtomicity(object.Annotations[annotationCut]),
+		Adopted: object.Labels[v1alpha1.LabelPoint] != "",
 	}
+	// What somebody destroyed reads as not known.
+	s.Instant, _ = time.Parse(time.RFC3339, object.Annotations[annotationInstant])
+	s.Epoch, _ = strconv.ParseInt(object.Annotations[annotationEpoch], 10, 64)
 	// An index that somebody destroyed reads as 0: it only orders what is shown.
 	s.Index, _ = strconv.Atoi(object.Annotations[annotationIndex])
 	status := object.Status

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -125,8 +126,51 @@ func TestCheckNamesWhatAPersonMustMend(t *testing.T) {
 	}
 }
 
-func TestOnlyOneMemberIsOneInstant(t *testing.T) {
-	if Cut(1) != v1alpha1.CutSingle || Cut(2) != v1alpha1.CutNotAtomic {
-		t.Error("the cut is called what it is not")
+func groupClass(name, driver string) groupsnapshotv1.VolumeGroupSnapshotClass {
+	return groupsnapshotv1.VolumeGroupSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Driver: driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete}
+}
+
+// How members are cut is chosen from what the storage has, and whatever is not one instant says why.
+func TestTheWayAGroupIsCut(t *testing.T) {
+	two := []Member{bound("a", "disk", "c"), bound("b", "disk", "c")}
+	unbound := bound("b", "disk", "c")
+	unbound.Volume = nil
+	served := GroupClasses{Served: true, Classes: []groupsnapshotv1.VolumeGroupSnapshotClass{groupClass("other", "tape"), groupClass("g", "disk")}}
+	for _, c := range []struct {
+		name    string
+		policy  v1alpha1.CutPolicy
+		members []Member
+		classes GroupClasses
+		cut     v1alpha1.CutAtomicity
+		reason  string
+		says    string
+	}{
+		{"one member", "", two[:1], GroupClasses{}, v1alpha1.CutSingle, CutOneMember, "by itself"},
+		{"a class of the driver", "", two, served, v1alpha1.CutAtomic, CutGroupSnapshot, "class g"},
+		{"one member, and it must be atomic", v1alpha1.CutRequireAtomic, two[:1], served, v1alpha1.CutSingle, CutOneMember, ""},
+		{"separate was asked for", v1alpha1.CutSeparate, two, served, v1alpha1.CutNotAtomic, CutAsAsked, "spec.cutPolicy"},
+		{"the kind is not served", "", two, GroupClasses{}, v1alpha1.CutNotAtomic, CutKindUnknown, "does not serve"},
+		{"only another driver's class", "", two, GroupClasses{Served: true, Classes: served.Classes[:1]}, v1alpha1.CutNotAtomic, CutNoClass, "driver disk"},
+		{"two drivers", "", []Member{two[0], bound("b", "tape", "c")}, served, v1alpha1.CutNotAtomic, CutDriversDiffer, "claim a is of driver disk, claim b of driver tape"},
+		{"one is not bound yet", "", []Member{two[0], unbound}, served, v1alpha1.CutNotAtomic, CutNotBound, "claim b"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			way := ChooseWay(c.policy, c.members, c.classes)
+			if way.Cut != c.cut || way.Reason != c.reason || !strings.Contains(way.Message, c.says) || (way.GroupClass != "") != (c.cut == v1alpha1.CutAtomic) {
+				t.Errorf("%+v", way)
+			}
+		})
+	}
+}
+
+// The label of a cut is the point's own, and may be a label whatever the names are.
+func TestLabelsOfCuts(t *testing.T) {
+	long := strings.Repeat("r", 40)
+	seen := map[string]bool{}
+	for _, p := range []Point{{Replication: "app", ID: "20261121t120000-0000aa"}, {Replication: "app", ID: "20261121t120000-0000ab"}, {Replication: long, ID: "20261121t120000-0000aa"}} {
+		if problems := validation.IsQualifiedName(p.cutLabel()); len(problems) > 0 || seen[p.cutLabel()] {
+			t.Errorf("%s: %v", p.cutLabel(), problems)
+		}
+		seen[p.cutLabel()] = true
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -31,7 +32,7 @@ func connect(t *testing.T) client.Client {
 	t.Helper()
 	config := servers.Config(t, "east")
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, snapshotv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, snapshotv1.AddToScheme, groupsnapshotv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
@@ -113,5 +114,70 @@ func TestAGroupShowsItsClaims(t *testing.T) {
 	bind(claim("lb-clone", map[string]string{"app": "db", v1alpha1.LabelReplication: "db"}))
 	expect(metav1.ConditionTrue, ReasonReady, "2 members", 2, v1alpha1.CutNotAtomic, "4Gi")
 	bind(claim("zz", mine))
+	// M-079: one more than allowed is named (T-54 of what others got wrong: it is the group that is bounded).
 	expect(metav1.ConditionFalse, snapshot.FaultTooMany, fmt.Sprintf("claim %s is one more", "zz"), 3, v1alpha1.CutNotAtomic, "6Gi")
+}
+
+// A claim is in one group only: the older one keeps it, the younger says whose it is. M-080: a claim that exists in another namespace alone
+// is missing here.
+func TestAClaimIsInOneGroup(t *testing.T) {
+	kube := connect(t)
+	ctx := t.Context()
+	create := func(o client.Object) {
+		t.Helper()
+		if err := kube.Create(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"here", "there"} {
+		create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	}
+	class := "one"
+	create(&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: class}, Driver: "one.example.com", DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete})
+	claim := func(namespace, name string, labels map[string]string) {
+		t.Helper()
+		c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels},
+			Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: &class, VolumeName: "pv-" + namespace + name,
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}}}}
+		create(&corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: c.Spec.VolumeName}, Spec: corev1.PersistentVolumeSpec{
+			Capacity: c.Spec.Resources.Requests, AccessModes: c.Spec.AccessModes, StorageClassName: class,
+			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "one.example.com", VolumeHandle: namespace + name}}}})
+		create(c)
+		c.Status.Phase, c.Status.Capacity = corev1.ClaimBound, c.Spec.Resources.Requests
+		if err := kube.Status().Update(ctx, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	claim("here", "data", map[string]string{"app": "db"})
+	claim("here", "log", map[string]string{"app": "db"})
+	claim("there", "far", nil)
+	group := func(name string, spec v1alpha1.PVCGroupSpec) {
+		create(&v1alpha1.PVCGroup{ObjectMeta: metav1.ObjectMeta{Namespace: "here", Name: name}, Spec: spec})
+	}
+	group("a", v1alpha1.PVCGroupSpec{PVCList: []v1alpha1.PVCRef{{PVCName: "data"}}})
+	group("b", v1alpha1.PVCGroupSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}})
+	group("c", v1alpha1.PVCGroupSpec{PVCList: []v1alpha1.PVCRef{{PVCName: "far"}}})
+	r := &Reconciler{Client: kube, Live: kube}
+	for name, want := range map[string]struct {
+		status metav1.ConditionStatus
+		reason string
+		says   string
+	}{
+		"a": {metav1.ConditionTrue, ReasonReady, ""},
+		"b": {metav1.ConditionFalse, snapshot.FaultShared, "claim here/data is a member of PVCGroup a already"},
+		"c": {metav1.ConditionFalse, snapshot.FaultMissing, "claim here/far does not exist"},
+	} {
+		key := client.ObjectKey{Namespace: "here", Name: name}
+		if _, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: key}); err != nil {
+			t.Fatal(err)
+		}
+		var group v1alpha1.PVCGroup
+		if err := kube.Get(ctx, key, &group); err != nil {
+			t.Fatal(err)
+		}
+		c := group.Status.Conditions[0]
+		if c.Type != v1alpha1.ConditionReady || c.Status != want.status || c.Reason != want.reason || !strings.Contains(c.Message, want.says) {
+			t.Errorf("group %s: %+v", name, c)
+		}
+	}
 }

@@ -1,8 +1,6 @@
 package pvcgroup
 
 import (
-	"fmt"
-
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,18 +34,24 @@ func tell(group *v1alpha1.PVCGroup, s seen) {
 		status.Members = append(status.Members, member)
 	}
 	status.TotalSize = &total
-	status.Cut = ""
-	if len(s.members) > 0 {
-		status.Cut = snapshot.Cut(len(s.members))
+	status.Cut, status.CutReason, status.GroupSnapshotClassName = "", "", ""
+	set := func(kind string, value metav1.ConditionStatus, reason, message string) {
+		condition.Set(&status.Conditions, group.Generation, kind, value, reason, message)
 	}
 	status.VolumeAccess = s.access
 	if s.fault != nil {
-		condition.Set(&status.Conditions, group.Generation, v1alpha1.ConditionReady, metav1.ConditionFalse, s.fault.Reason, s.fault.Message)
+		set(v1alpha1.ConditionReady, metav1.ConditionFalse, s.fault.Reason, s.fault.Message)
+	} else {
+		set(v1alpha1.ConditionReady, metav1.ConditionTrue, ReasonReady, s.way.Message)
+	}
+	if len(s.members) == 0 {
+		set(v1alpha1.ConditionCutAtomic, metav1.ConditionUnknown, snapshot.FaultEmpty, "the group has no members to be cut")
 		return
 	}
-	message := "the one member is cut by itself"
-	if len(s.members) > 1 {
-		message = fmt.Sprintf("%d members are snapshotted together, but not at one instant", len(s.members))
+	status.Cut, status.CutReason, status.GroupSnapshotClassName = s.way.Cut, s.way.Reason, s.way.GroupClass
+	atomic := metav1.ConditionTrue
+	if s.way.Cut == v1alpha1.CutNotAtomic {
+		atomic = metav1.ConditionFalse
 	}
-	condition.Set(&status.Conditions, group.Generation, v1alpha1.ConditionReady, metav1.ConditionTrue, ReasonReady, message)
+	set(v1alpha1.ConditionCutAtomic, atomic, s.way.Reason, s.way.Message)
 }

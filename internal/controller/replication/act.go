@@ -25,6 +25,7 @@ import (
 	"lifeboat.dev/lifeboat/internal/cycle"
 	"lifeboat.dev/lifeboat/internal/link/control"
 	"lifeboat.dev/lifeboat/internal/link/identity"
+	"lifeboat.dev/lifeboat/internal/mover/engine"
 	"lifeboat.dev/lifeboat/internal/snapshot"
 )
 
@@ -81,6 +82,22 @@ func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 		return err
 	case cycle.TakeSnapshots:
 		return r.takeSnapshots(ctx, v)
+	case cycle.CutApart:
+		return r.cutApart(ctx, v)
+	case cycle.RecordCut:
+		return r.settleCut(ctx, v, v.status.Session.Point, snapshot.ForSession)
+	case cycle.FailSession:
+		return r.release(ctx, v)
+	case cycle.RecordPoint:
+		return r.settleCut(ctx, v, v.target.Replica.State.Applied.Point, snapshot.ForRecovery)
+	case cycle.MakeRollback:
+		return r.makeRollback(ctx, v)
+	case cycle.StartRollback:
+		return r.startRollback(ctx, v)
+	case cycle.RemoveRollback:
+		return r.removeRollback(ctx, v)
+	case cycle.RemoveFormer:
+		return r.removeFormer(ctx, v)
 	case cycle.MakeClones:
 		return r.makeClones(ctx, v)
 	case cycle.StartMover:
@@ -228,7 +245,7 @@ func prepareRequest(v *view, group *v1alpha1.PVCGroup) control.PrepareRequest {
 	}
 	for _, m := range v.members {
 		claim := control.Claim{Name: v.peerName(m.Name), SizeBytes: m.Size(), VolumeMode: string(corev1.PersistentVolumeFilesystem),
-			StorageClass: v.peerClass(m.StorageClass()), Labels: m.Claim.Labels, Annotations: map[string]string{v1alpha1.AnnotationCreatedFor: v.rep.Name}}
+			StorageClass: v.peerClass(m.StorageClass()), Labels: ownLabels(m.Claim.Labels), Annotations: map[string]string{v1alpha1.AnnotationCreatedFor: v.rep.Name}}
 		if m.Block() {
 			claim.VolumeMode = string(corev1.PersistentVolumeBlock)
 		}
@@ -238,6 +255,13 @@ func prepareRequest(v *view, group *v1alpha1.PVCGroup) control.PrepareRequest {
 		request.Claims = append(request.Claims, claim)
 	}
 	return request
+}
+
+// ownLabels are the application's: the marks of a cut are not.
+func ownLabels(labels map[string]string) map[string]string {
+	out := maps.Clone(labels)
+	maps.DeleteFunc(out, func(key, _ string) bool { return strings.HasPrefix(key, v1alpha1.LabelCutPrefix) })
+	return out
 }
 
 // nudge lets the peer look at what was committed there now. When it is lost, the peer looks by itself a little later.
@@ -267,15 +291,69 @@ func (r *Reconciler) takeSnapshots(ctx context.Context, v *view) error {
 	owner := ownedBy(v.rep)
 	point := snapshot.Point{Namespace: v.rep.Namespace, Replication: v.rep.Name, Rlink: v.rlink.RlinkName,
 		ID: v.status.Session.Point, Purpose: snapshot.ForSession, Owner: &owner}
-	classes := make([]string, len(v.status.Session.Claims))
+	classes, members := make([]string, len(v.status.Session.Claims)), make([]snapshot.Member, len(v.status.Session.Claims))
 	for i, claim := range v.status.Session.Claims {
 		m := v.member(claim)
 		if m == nil || m.Class == "" {
 			return fmt.Errorf("take snapshot of claim %s/%s: it has gone from its group or lost its snapshot class while session %s began", v.rep.Namespace, claim, v.status.Session.Point)
 		}
-		classes[i] = m.Class
+		classes[i], members[i] = m.Class, *m
 	}
-	return point.Take(ctx, r.Client, v.status.Session.Claims, classes)
+	if v.status.Session.Cut != v1alpha1.CutAtomic {
+		return point.Take(ctx, r.Client, v.status.Session.Claims, classes)
+	}
+	if v.way.GroupClass == "" {
+		return fmt.Errorf("cut the members of PVCGroup %s/%s at one instant: %s", v.rep.Namespace, v.rep.Spec.PVCGroupName, v.way.Message)
+	}
+	return point.TakeTogether(ctx, r.Client, members, v.way.GroupClass)
+}
+
+// settleCut takes the labels off that the storage chose the members by, and labels what it made instead.
+func (r *Reconciler) settleCut(ctx context.Context, v *view, point string, purpose snapshot.Purpose) error {
+	var made []snapshot.Seen
+	for _, s := range v.snapshots {
+		if s.Point == point && s.Purpose == purpose && !s.Deleting {
+			made = append(made, s)
+		}
+	}
+	return errors.Join(r.release(ctx, v), snapshot.Adopt(ctx, r.Client, v.key(), v.rlink.RlinkName, made))
+}
+
+// release takes the labels of cuts off all claims that may bear them, also off those that left the group since.
+func (r *Reconciler) release(ctx context.Context, v *view) error {
+	members := slices.Clone(v.members)
+	names := v.rep.Status.Claims
+	if v.status.Session != nil {
+		names = append(slices.Clone(names), v.status.Session.Claims...)
+	}
+	for _, name := range names {
+		if slices.ContainsFunc(members, func(m snapshot.Member) bool { return m.Name == name && m.Claim != nil }) {
+			continue
+		}
+		claim, err := lookFor(ctx, r.Live, client.ObjectKey{Namespace: v.rep.Namespace, Name: name}, &corev1.PersistentVolumeClaim{})
+		if err != nil {
+			return err
+		}
+		members = append(members, snapshot.Member{Name: name, Claim: claim})
+	}
+	return snapshot.Release(ctx, r.Client, v.key(), v.rlink.RlinkName, "", members)
+}
+
+// cutApart gives up the group snapshot that the storage refuses; the next look finds snapshots missing and takes them one by one.
+func (r *Reconciler) cutApart(ctx context.Context, v *view) error {
+	point, purpose := "", snapshot.ForRecovery
+	if v.target == nil {
+		point, purpose = v.status.Session.Point, snapshot.ForSession
+	} else {
+		point = v.target.Replica.State.Applied.Point
+	}
+	var refused []snapshot.Seen
+	for _, s := range v.snapshots {
+		if s.Point == point && s.Purpose == purpose && s.Group != "" {
+			refused = append(refused, s)
+		}
+	}
+	return errors.Join(snapshot.Remove(ctx, r.Client, v.rep.Namespace, refused...), r.release(ctx, v))
 }
 
 func (v *view) member(claim string) *snapshot.Member {
@@ -424,6 +502,10 @@ func (r *Reconciler) removeNamed(ctx context.Context, v *view, names []string) e
 			errs = append(errs, r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, name))
 		case "VolumeSnapshot":
 			errs = append(errs, snapshot.Delete(ctx, r.Client, v.rep.Namespace, name))
+		case "VolumeGroupSnapshot":
+			errs = append(errs, snapshot.Remove(ctx, r.Client, v.rep.Namespace, snapshot.Seen{Group: name}))
+		case "Label":
+			errs = append(errs, r.release(ctx, v))
 		}
 	}
 	return errors.Join(errs...)
@@ -453,6 +535,11 @@ func (r *Reconciler) makePair(ctx context.Context, v *view) error {
 		if m.Volume == nil || m.Volume.Spec.CSI == nil {
 			return fmt.Errorf("make the replica of claim %s/%s: its volume is gone", v.rep.Namespace, m.Name)
 		}
+		if v.claim(v.names.spool()) != nil {
+			if err := r.markUsed(ctx, v, m); err != nil {
+				return err
+			}
+		}
 		if err := r.create(ctx, replicaVolume(v, m)); err != nil {
 			return err
 		}
@@ -469,12 +556,35 @@ func (r *Reconciler) removePair(ctx context.Context, v *view) error {
 	for _, m := range v.members {
 		volumes[v.names.replicaVolume(m.Name)] = true
 	}
-	var claims []string
+	return r.removePairs(ctx, v, v.pairs(), volumes)
+}
+
+// removeFormer removes the pairs of claims that are no members any more.
+func (r *Reconciler) removeFormer(ctx context.Context, v *view) error {
+	return r.removePairs(ctx, v, v.formerPairs(), map[string]bool{})
+}
+
+// pairs are the claims that replicas are written through.
+func (v *view) pairs() []*corev1.PersistentVolumeClaim {
+	var out []*corev1.PersistentVolumeClaim
 	for i := range v.claims {
 		if v.claims[i].Labels[v1alpha1.LabelComponent] == componentReplica {
-			claims = append(claims, v.claims[i].Name)
-			volumes[v.claims[i].Spec.VolumeName] = true
+			out = append(out, &v.claims[i])
 		}
+	}
+	return out
+}
+
+// formerPairs are those of claims that are no members any more.
+func (v *view) formerPairs() []*corev1.PersistentVolumeClaim {
+	return slices.DeleteFunc(v.pairs(), func(claim *corev1.PersistentVolumeClaim) bool {
+		return slices.ContainsFunc(v.members, func(m snapshot.Member) bool { return v.names.replicaClaim(m.Name) == claim.Name })
+	})
+}
+
+func (r *Reconciler) removePairs(ctx context.Context, v *view, claims []*corev1.PersistentVolumeClaim, volumes map[string]bool) error {
+	for _, claim := range claims {
+		volumes[claim.Spec.VolumeName] = true
 	}
 	var errs []error
 	for name := range volumes {
@@ -483,8 +593,8 @@ func (r *Reconciler) removePair(ctx context.Context, v *view) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	for _, name := range claims {
-		errs = append(errs, r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, name))
+	for _, claim := range claims {
+		errs = append(errs, r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, claim.Name))
 	}
 	for name := range volumes {
 		errs = append(errs, r.removeVolume(ctx, v, name))
@@ -522,15 +632,23 @@ func (r *Reconciler) removeVolume(ctx context.Context, v *view, name string) err
 func (r *Reconciler) makeSpool(ctx context.Context, v *view) error {
 	content := holds(v)
 	for _, m := range v.members {
-		if m.Claim.Annotations[v1alpha1.AnnotationCreatedFor] == "" || m.Claim.Annotations[annotationUsed] != "" {
-			continue
-		}
-		patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"`+annotationUsed+`":"true"}}}`))
-		if err := r.Client.Patch(ctx, m.Claim, patch); err != nil {
-			return fmt.Errorf("mark claim %s/%s as used: %w", v.rep.Namespace, m.Name, err)
+		if err := r.markUsed(ctx, v, m); err != nil {
+			return err
 		}
 	}
 	return r.create(ctx, spoolClaim(v, content))
+}
+
+// markUsed remembers that a replica was begun on a claim that was made for one.
+func (r *Reconciler) markUsed(ctx context.Context, v *view, m snapshot.Member) error {
+	if m.Claim.Annotations[v1alpha1.AnnotationCreatedFor] == "" || m.Claim.Annotations[annotationUsed] != "" {
+		return nil
+	}
+	patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"`+annotationUsed+`":"true"}}}`))
+	if err := r.Client.Patch(ctx, m.Claim, patch); err != nil {
+		return fmt.Errorf("mark claim %s/%s as used: %w", v.rep.Namespace, m.Name, err)
+	}
+	return nil
 }
 
 func (r *Reconciler) sealSpool(ctx context.Context, v *view) error {
@@ -572,6 +690,10 @@ func (r *Reconciler) deployReceiver(ctx context.Context, v *view) error {
 	}
 	former := configMapOf(present)
 	present.Spec = wanted.Spec
+	if present.Annotations == nil {
+		present.Annotations = map[string]string{}
+	}
+	present.Annotations[annotationKept] = wanted.Annotations[annotationKept]
 	if err := r.Client.Update(ctx, present); err != nil {
 		return fmt.Errorf("change receiver %s/%s: %w", present.Namespace, present.Name, err)
 	}
@@ -598,22 +720,39 @@ func (r *Reconciler) removeStrays(ctx context.Context, v *view) error {
 	return errors.Join(errs...)
 }
 
+// takeRecoveryPoint keeps the applied point by snapshots of the members it has.
 func (r *Reconciler) takeRecoveryPoint(ctx context.Context, v *view) error {
+	applied := v.target.Replica.State.Applied
 	point := snapshot.Point{Namespace: v.rep.Namespace, Replication: v.rep.Name, Rlink: v.rlink.RlinkName,
-		ID: v.target.Replica.State.Applied.Point, Purpose: snapshot.ForRecovery}
-	classes := make([]string, len(v.members))
-	for i, m := range v.members {
-		classes[i] = m.Class
+		ID: applied.Point, Purpose: snapshot.ForRecovery, Instant: applied.Time, Epoch: applied.Epoch, Cut: applied.Cut}
+	claims := v.pointMembers()
+	classes, members := make([]string, len(claims)), make([]snapshot.Member, len(claims))
+	for i, claim := range claims {
+		members[i] = *v.member(claim)
+		classes[i] = members[i].Class
 	}
-	return point.Take(ctx, r.Client, v.memberNames(), classes)
+	if way := v.cut(); way.Cut == v1alpha1.CutAtomic && len(members) > 1 {
+		return point.TakeTogether(ctx, r.Client, members, way.GroupClass)
+	}
+	return point.Take(ctx, r.Client, claims, classes)
+}
+
+// pointMembers are the members that the receiver's point is of: one that has just joined the group is not in it yet.
+func (v *view) pointMembers() []string {
+	if v.replica.running == nil {
+		return v.memberNames()
+	}
+	return slices.DeleteFunc(v.memberNames(), func(name string) bool {
+		return !slices.ContainsFunc(v.replica.running.Volumes, func(o engine.TargetVolume) bool { return o.Name == name })
+	})
 }
 
 func (r *Reconciler) dropRecoveryPoints(ctx context.Context, v *view) error {
-	var names []string
+	var surplus []snapshot.Seen
 	for _, s := range v.snapshots {
 		if s.Purpose == snapshot.ForRecovery && !s.Deleting && slices.Contains(v.target.Surplus, s.Point) {
-			names = append(names, s.Name)
+			surplus = append(surplus, s)
 		}
 	}
-	return snapshot.Delete(ctx, r.Client, v.rep.Namespace, names...)
+	return snapshot.Remove(ctx, r.Client, v.rep.Namespace, surplus...)
 }

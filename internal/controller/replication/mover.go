@@ -46,7 +46,7 @@ func devicePath(index int) string { return "/dev/lifeboat/" + strconv.Itoa(index
 func (r *Reconciler) sourceConfig(v *view, l lists) engine.SourceConfig {
 	s := v.status.Session
 	c := engine.SourceConfig{
-		Replication: v.key().String(), Epoch: uint64(s.Epoch), Point: s.Point, PointTime: s.CutAt.UTC(),
+		Replication: v.key().String(), Epoch: uint64(s.Epoch), Point: s.Point, PointTime: s.CutAt.UTC(), Cut: string(s.Cut),
 		Address: v.address(), ServerName: identity.ReceiverServerName(v.rep.Namespace, v.rep.Name),
 		IdentityDir: identityDir, PeerIdentity: identity.ReplicationURI(v.peerCluster(), v.rep.Namespace, v.rep.Name),
 		StatusListen: fmt.Sprintf(":%d", statusPort), ManagerIdentity: identity.ManagerURI(r.Cluster), TerminationLog: terminationFile,
@@ -168,12 +168,16 @@ func mountDevice(pod *corev1.PodSpec, index int, claim string) {
 // clone is the block claim a member's snapshot is read through.
 func clone(v *view, index int, from *snapshot.Seen, size int64, class *string) *corev1.PersistentVolumeClaim {
 	s := v.status.Session
+	return blockClaim(v, snapshot.MemberName(v.rep.Name, s.Point, index), componentClone, from, size, class)
+}
+
+// blockClaim is a block claim made from a snapshot.
+func blockClaim(v *view, name, component string, from *snapshot.Seen, size int64, class *string) *corev1.PersistentVolumeClaim {
 	block, group := corev1.PersistentVolumeBlock, "snapshot.storage.k8s.io"
-	labels := with(v.names.labels(componentClone), v1alpha1.LabelPoint, s.Point)
 	return &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: v.rep.Namespace, Name: snapshot.MemberName(v.rep.Name, s.Point, index), Labels: labels,
-			Annotations: map[string]string{v1alpha1.AnnotationVolume: s.Claims[index]}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)},
+			Namespace: v.rep.Namespace, Name: name, Labels: with(v.names.labels(component), v1alpha1.LabelPoint, from.Point),
+			Annotations: map[string]string{v1alpha1.AnnotationVolume: from.Claim}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)},
 		},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &block, StorageClassName: class,

@@ -22,6 +22,7 @@ import (
 // play does what driver, snapshot controller, binder, garbage collector, kubelet and engine would do.
 func (s *side) play() {
 	s.w.t.Helper()
+	s.playGroups()
 	s.playSnapshots()
 	s.playContents()
 	s.playClaims()
@@ -50,7 +51,7 @@ func (s *side) playSnapshots() {
 	s.list(&list)
 	for i := range list.Items {
 		snap := &list.Items[i]
-		if snap.Status != nil && snap.Status.ReadyToUse != nil && *snap.Status.ReadyToUse {
+		if snap.Status != nil && snap.Status.ReadyToUse != nil && *snap.Status.ReadyToUse || len(snap.OwnerReferences) > 0 && snap.OwnerReferences[0].Kind == "VolumeGroupSnapshot" {
 			continue
 		}
 		var claim corev1.PersistentVolumeClaim
@@ -172,6 +173,8 @@ func (s *side) bind(claim *corev1.PersistentVolumeClaim) {
 			provisioner = keepingDriver
 		case listingClass:
 			provisioner = listingDriver
+		case groupingClass:
+			provisioner = groupingDriver
 		}
 		mode := claim.Spec.VolumeMode
 		volume = corev1.PersistentVolume{
@@ -337,6 +340,10 @@ func (s *side) playMovers() {
 		switch pod.Labels[v1alpha1.LabelComponent] {
 		case v1alpha1.ComponentReceiver:
 			s.playReceiver(pod)
+		case componentRollback:
+			if !s.holdMovers {
+				s.playRollback(pod)
+			}
 		case v1alpha1.ComponentSourceMover:
 			if !s.holdMovers {
 				s.playSource(pod)
@@ -372,7 +379,7 @@ func (s *side) playReceiver(pod *corev1.Pod) {
 	if !state.Applied {
 		state.Phase = engine.PhaseApplying
 	}
-	state.Committed = s.spooled(pod)
+	state.Committed, state.TooLarge = s.spooled(pod), s.tooLarge
 	s.states[pod.Status.PodIP] = state
 }
 
@@ -453,7 +460,7 @@ func (s *side) ending(config engine.SourceConfig) *ending {
 	if target.ReplicaHolds == engine.HoldsNothing && s.peer.spooled(receiver) == nil {
 		tier = "full"
 	}
-	raw, err := json.Marshal(movers.Point{ID: config.Point, Time: config.PointTime, Epoch: config.Epoch})
+	raw, err := json.Marshal(movers.Point{ID: config.Point, Time: config.PointTime, Epoch: config.Epoch, Cut: config.Cut})
 	if err != nil {
 		s.w.t.Fatal(err)
 	}
@@ -494,4 +501,19 @@ func (s *side) receiver(replication string) *corev1.Pod {
 		}
 	}
 	return nil
+}
+
+// playRollback does what the mover of a rollback does.
+func (s *side) playRollback(pod *corev1.Pod) {
+	var config engine.RollbackConfig
+	s.config(pod, &config)
+	if err := config.Validate(); err != nil {
+		s.w.t.Fatalf("%s: rollback: %v", s.name, err)
+	}
+	s.rolledBack = append(s.rolledBack, config.Point)
+	report := engine.Report{Point: config.Point, Done: true}
+	pod.Status.Phase = corev1.PodSucceeded
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: container, State: corev1.ContainerState{
+		Terminated: &corev1.ContainerStateTerminated{ExitCode: 0, Message: string(report.Encode()), Reason: "Ended"}}}}
+	s.must(s.kube.Status().Update(s.w.t.Context(), pod))
 }

@@ -37,6 +37,7 @@ const (
 	reasonPVCMapInvalid     = "PVCMapInvalid"
 	reasonPeerDeclined      = "PeerDeclined"
 	reasonSizesOrModeDiffer = "PeerConflict"
+	reasonCutNotAtomic      = "CutNotAtomic"
 )
 
 // view is everything that was read of one link in one look, and the Replication as the status will be saved.
@@ -65,6 +66,9 @@ type view struct {
 	// trouble is with the pair, problem is the first of all.
 	trouble, problem *cycle.Problem
 	peer             cycle.Peer
+	// way is how the members are cut, as far as the storage goes; policy is what the group asks for.
+	way    snapshot.Way
+	policy v1alpha1.CutPolicy
 
 	snapshots []snapshot.Seen
 	claims    []corev1.PersistentVolumeClaim // those Lifeboat made for this Replication
@@ -157,6 +161,36 @@ func (v *view) retain() int {
 	return int(*v.rlink.Retain)
 }
 
+// retention is what is kept of recovery points.
+func (v *view) retention() retention.Policy {
+	p := retention.Policy{Count: v.retain()}
+	if v.rlink.RetainFor != nil {
+		p.For = v.rlink.RetainFor.Duration
+	}
+	return p
+}
+
+// refusedFor is how long a storage that refused to cut a group is not asked again. On a target hardly anything is lost by not asking: a
+// replica is still while it is snapshotted.
+const (
+	refusedFor         = 10 * time.Minute
+	refusedOnTargetFor = 24 * time.Hour
+)
+
+// cut is how the members are cut next: the way there is, unless the storage has refused it just now.
+func (v *view) cut() snapshot.Way {
+	at, forgotten := v.status.GroupSnapshotsRefusedAt, refusedFor
+	if v.rep.Spec.Role == v1alpha1.RoleTarget {
+		forgotten = refusedOnTargetFor
+	}
+	if v.way.Cut != v1alpha1.CutAtomic || v.policy == v1alpha1.CutRequireAtomic || at == nil || v.now.Sub(at.Time) > forgotten {
+		return v.way
+	}
+	return snapshot.Way{Cut: v1alpha1.CutNotAtomic, Reason: snapshot.CutRefused, Message: fmt.Sprintf(
+		"%d members are snapshotted together, but not at one instant: the storage refused at %s to cut them with VolumeGroupSnapshotClass %s; it is asked again after %s",
+		len(v.members), at.UTC().Format(time.RFC3339), v.way.GroupClass, forgotten)}
+}
+
 // memberNames in the order of the group.
 func (v *view) memberNames() []string {
 	out := make([]string, len(v.members))
@@ -178,6 +212,7 @@ func (v *view) peerName(claim string) string {
 type common struct {
 	group   *v1alpha1.PVCGroup
 	members []snapshot.Member
+	way     snapshot.Way
 	// selector is set when the group's selector cannot be read, shared when another Replication carries one of the claims.
 	selector *snapshot.SelectorError
 	shared   *cycle.Problem
@@ -310,6 +345,9 @@ func (r *Reconciler) observeCommon(ctx context.Context, rep *v1alpha1.Replicatio
 	if err != nil {
 		return nil, err
 	}
+	if c.way, err = snapshot.WayOf(ctx, r.Live, c.group.Spec.CutPolicy, c.members); err != nil {
+		return nil, err
+	}
 	c.shared, err = r.observeOthers(ctx, rep, c.members)
 	return c, err
 }
@@ -317,7 +355,10 @@ func (r *Reconciler) observeCommon(ctx context.Context, rep *v1alpha1.Replicatio
 // take gives a view what is its link's of what Lifeboat made. Replica and recovery points are the leading link's, whichever link
 // they were made through.
 func (v *view) take(c *common) {
-	v.members = c.members
+	v.members, v.way = c.members, c.way
+	if c.group != nil {
+		v.policy = c.group.Spec.CutPolicy
+	}
 	if c.group != nil && len(c.members) > 0 {
 		v.access, _ = snapshot.Access(c.group, c.members) // its fault is one of snapshot.Check's
 	}
@@ -367,6 +408,9 @@ func (v *view) judge(c *common) {
 	}
 	if fault := snapshot.Check(c.group, v.members, v.rep.Spec.Role == v1alpha1.RoleSource || v.retain() > 0); fault != nil {
 		v.note(fault.Reason, "%s", fault.Message)
+	}
+	if v.policy == v1alpha1.CutRequireAtomic && v.way.Cut == v1alpha1.CutNotAtomic && v.rep.Spec.Role == v1alpha1.RoleSource {
+		v.note(reasonCutNotAtomic, "PVCGroup %s/%s asks for one instant (spec.cutPolicy RequireAtomic), but %s", v.rep.Namespace, c.group.Name, v.way.Message)
 	}
 	if message := mapFault(v); message != "" {
 		v.note(reasonPVCMapInvalid, "%s", message)
@@ -502,6 +546,9 @@ func (r *Reconciler) observeSources(ctx context.Context, s *sight) error {
 			return err
 		}
 		lead.source.Replica = lead.replica.seen
+		if lead.source.Rollback, err = r.observeRollback(ctx, lead); err != nil {
+			return err
+		}
 	}
 	// Peers are asked only when a session could start, or when this side is about to become the source: nothing else depends on them.
 	replica, inForce := s.lead().source.Replica, s.lead().inForce()
@@ -534,6 +581,9 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view, moving bool) er
 	s.Scheduled, s.Look, s.Unscheduled = !v.agenda.Empty(), v.outlook.Look, v.unscheduled
 	r.observeSession(ctx, v)
 	s.Session, s.Snapshots = session(v.status.Session), sessionSnapshots(v)
+	if s.Session != nil {
+		s.Session.MayPart = v.policy != v1alpha1.CutRequireAtomic
+	}
 	var err error
 	if s.Clones, s.Trouble, err = r.clones(ctx, v); err != nil {
 		return err
@@ -609,6 +659,7 @@ func (r *Reconciler) observeTargets(ctx context.Context, all *sight) error {
 		return err
 	}
 	if s.Replica.State != nil {
+		s.Together = v.cut().Cut == v1alpha1.CutAtomic
 		s.Snapshots = recoverySnapshots(v, s.Replica.State.Applied.Point)
 	}
 	s.Surplus = surplus(v)
@@ -679,14 +730,14 @@ func recovery(point *v1alpha1.RecoveryPoint) cycle.Recovery {
 	if point == nil {
 		return cycle.Recovery{}
 	}
-	return cycle.Recovery{Point: point.Point, Time: point.Time.Time, Epoch: point.Epoch}
+	return cycle.Recovery{Point: point.Point, Time: point.Time.Time, Epoch: point.Epoch, Cut: point.Cut}
 }
 
 func session(s *v1alpha1.SessionStatus) *cycle.Session {
 	if s == nil {
 		return nil
 	}
-	out := &cycle.Session{Point: s.Point, Epoch: s.Epoch, Trigger: s.Trigger, StartedAt: s.StartedAt.Time}
+	out := &cycle.Session{Point: s.Point, Epoch: s.Epoch, Trigger: s.Trigger, StartedAt: s.StartedAt.Time, Together: s.Cut == v1alpha1.CutAtomic}
 	if s.CutAt != nil {
 		out.CutAt = s.CutAt.Time
 	}
@@ -705,7 +756,7 @@ func recoverySnapshots(v *view, point string) []cycle.Snapshot {
 	if point == "" {
 		return nil
 	}
-	return pick(v, point, snapshot.ForRecovery, v.memberNames())
+	return pick(v, point, snapshot.ForRecovery, v.pointMembers())
 }
 
 func pick(v *view, point string, purpose snapshot.Purpose, claims []string) []cycle.Snapshot {
@@ -722,13 +773,28 @@ func pick(v *view, point string, purpose snapshot.Purpose, claims []string) []cy
 	return out
 }
 
+// find is the snapshot of a claim at a point. Of one that was asked for in two ways, because the storage refused the first, it is the
+// one that counts.
 func find(v *view, point string, purpose snapshot.Purpose, claim string) *snapshot.Seen {
+	var found *snapshot.Seen
 	for i := range v.snapshots {
-		if s := &v.snapshots[i]; s.Point == point && s.Purpose == purpose && s.Claim == claim {
-			return s
+		s := &v.snapshots[i]
+		if s.Point != point || s.Purpose != purpose || s.Claim != claim || s.Group != "" && v.parted(s) {
+			continue
+		}
+		if found == nil || found.Deleting {
+			found = s
 		}
 	}
-	return nil
+	return found
+}
+
+// parted reports that a group snapshot was given up: its point is taken by snapshots one by one.
+func (v *view) parted(s *snapshot.Seen) bool {
+	if session := v.status.Session; s.Purpose == snapshot.ForSession && session != nil && s.Point == session.Point {
+		return session.Cut != v1alpha1.CutAtomic
+	}
+	return s.Deleting && v.status.GroupSnapshotsRefusedAt != nil
 }
 
 // clones tells how far the running session's block claims are, and what holds them up. Those of a class that waits for the
@@ -807,10 +873,33 @@ func stale(v *view) []string {
 	}
 	for _, s := range v.snapshots {
 		if s.Purpose == snapshot.ForSession && s.Point != current && s.Point != base && !s.Deleting {
-			out = append(out, "VolumeSnapshot "+s.Name)
+			out = add(out, objectOf(s))
+		}
+	}
+	if v.status.Session == nil || v.status.Session.CutAt != nil {
+		for _, m := range v.members {
+			if len(snapshot.Bears(m, v.rlink.RlinkName)) > 0 {
+				out = append(out, "Label "+m.Name)
+			}
 		}
 	}
 	return out
+}
+
+// objectOf is what keeps a snapshot, as "kind name": itself, or the group it belongs to.
+func objectOf(s snapshot.Seen) string {
+	if s.Group != "" {
+		return "VolumeGroupSnapshot " + s.Group
+	}
+	return "VolumeSnapshot " + s.Name
+}
+
+// add appends what is not there yet.
+func add(list []string, entry string) []string {
+	if slices.Contains(list, entry) {
+		return list
+	}
+	return append(list, entry)
 }
 
 // leftover names everything sessions made that is still there, as "kind name".
@@ -831,7 +920,7 @@ func leftover(v *view) []string {
 	}
 	for _, s := range v.snapshots {
 		if s.Purpose == snapshot.ForSession {
-			out = append(out, "VolumeSnapshot "+s.Name)
+			out = add(out, objectOf(s))
 		}
 	}
 	return out
@@ -839,7 +928,7 @@ func leftover(v *view) []string {
 
 // surplus names the recovery points that are not kept any more.
 func surplus(v *view) []string {
-	_, drop := retention.Keep(kept(v.snapshots), v.retain())
+	_, drop := retention.Keep(kept(v.snapshots), v.retention(), v.now)
 	var out []string
 	for _, point := range drop {
 		out = append(out, point.ID)
@@ -847,15 +936,19 @@ func surplus(v *view) []string {
 	return out
 }
 
-// kept lists the recovery points that exist as snapshots.
+// kept lists the recovery points that exist as snapshots. A point's time is the instant it was cut at, where its snapshots tell.
 func kept(snapshots []snapshot.Seen) []retention.Point {
 	times := map[string]time.Time{}
 	for _, s := range snapshots {
 		if s.Purpose != snapshot.ForRecovery || s.Deleting {
 			continue
 		}
-		if at, ok := times[s.Point]; !ok || s.CreatedAt.Before(at) {
-			times[s.Point] = s.CreatedAt
+		at := s.Instant
+		if at.IsZero() {
+			at = s.CreatedAt
+		}
+		if first, ok := times[s.Point]; !ok || at.Before(first) {
+			times[s.Point] = at
 		}
 	}
 	var points []retention.Point

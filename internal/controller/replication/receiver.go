@@ -33,6 +33,8 @@ type replica struct {
 	volumes    map[string]*corev1.PersistentVolume // by member; nil where there is none
 	deployment *appsv1.Deployment
 	service    *corev1.Service
+	// running is the configuration that the deployment has; nil when there is none to read.
+	running *engine.TargetConfig
 	// wanted is the configuration the receiver should run with, digest names it.
 	wanted engine.TargetConfig
 	digest string
@@ -74,7 +76,23 @@ func (r *Reconciler) observeReplica(ctx context.Context, all *sight) error {
 	}
 	s.Door, s.Ajar = observeDoor(v)
 	s.Pair = pairPresence(v)
+	s.Rollback = rollbackLeft(v)
+	for _, claim := range v.formerPairs() {
+		s.Former = append(s.Former, claim.Annotations[v1alpha1.AnnotationVolume])
+	}
+	if v.replica.running, err = r.runningConfig(ctx, v); err != nil {
+		return err
+	}
+	address, silent := moverAddress(v.pods, v1alpha1.ComponentReceiver, ""), ""
+	if address != "" {
+		if state, err := r.Movers.State(ctx, v.key(), address); err != nil {
+			silent = err.Error()
+		} else {
+			v.state = &state
+		}
+	}
 	v.replica.wanted = r.targetConfig(v)
+	s.Regroups = v.replica.running != nil && !sameVolumes(v.replica.running.Volumes, v.replica.wanted.Volumes)
 	if v.replica.digest, err = r.configDigest(v.rep, v.replica.wanted); err != nil {
 		return err
 	}
@@ -82,13 +100,11 @@ func (r *Reconciler) observeReplica(ctx context.Context, all *sight) error {
 	if s.Receiver == cycle.Absent {
 		return nil
 	}
-	if address := moverAddress(v.pods, v1alpha1.ComponentReceiver, ""); address != "" {
-		if state, err := r.Movers.State(ctx, v.key(), address); err != nil {
-			s.Trouble = err.Error()
-		} else {
-			v.state = &state
-			s.State = received(&state)
-		}
+	if silent != "" {
+		s.Trouble = silent
+	}
+	if v.state != nil {
+		s.State = received(v.state)
 	}
 	return nil
 }
@@ -125,6 +141,27 @@ func (r *Reconciler) observeStrays(ctx context.Context, all *sight) error {
 	return nil
 }
 
+// runningConfig reads what the present receiver was started with.
+func (r *Reconciler) runningConfig(ctx context.Context, v *view) (*engine.TargetConfig, error) {
+	if v.replica.deployment == nil || configMapOf(v.replica.deployment) == "" {
+		return nil, nil
+	}
+	key := client.ObjectKey{Namespace: v.rep.Namespace, Name: configMapOf(v.replica.deployment)}
+	object, err := lookFor(ctx, r.Live, key, &corev1.ConfigMap{})
+	if err != nil || object == nil {
+		return nil, err
+	}
+	var config engine.TargetConfig
+	if err := json.Unmarshal([]byte(object.Data[configFile]), &config); err != nil {
+		return nil, fmt.Errorf("read configuration %s of the receiver: %w", key, err)
+	}
+	return &config, nil
+}
+
+func sameVolumes(a, b []engine.TargetVolume) bool {
+	return slices.EqualFunc(a, b, func(a, b engine.TargetVolume) bool { return a.Name == b.Name })
+}
+
 // lookFor returns nil when there is no such object.
 func lookFor[T client.Object](ctx context.Context, reader client.Reader, key client.ObjectKey, into T) (T, error) {
 	var none T
@@ -141,7 +178,7 @@ func lookFor[T client.Object](ctx context.Context, reader client.Reader, key cli
 func received(s *engine.State) *cycle.Received {
 	out := &cycle.Received{Busy: s.Phase != engine.PhaseIdle, Progress: progressMessage(s)}
 	if s.Committed != nil {
-		out.Committed = cycle.Recovery{Point: s.Committed.ID, Time: s.Committed.Time, Epoch: int64(s.Committed.Epoch)}
+		out.Committed = cycle.Recovery{Point: s.Committed.ID, Time: s.Committed.Time, Epoch: int64(s.Committed.Epoch), Cut: v1alpha1.CutAtomicity(s.Committed.Cut)}
 		if s.Applied {
 			out.Applied = out.Committed
 		}
@@ -153,9 +190,7 @@ func received(s *engine.State) *cycle.Received {
 // now, or that lost its counterpart, is outdated.
 func pairPresence(v *view) cycle.Presence {
 	missing, partial, any := false, false, false
-	names := map[string]bool{}
 	for _, m := range v.members {
-		names[v.names.replicaClaim(m.Name)] = true
 		volume, claim := v.replica.volumes[m.Name], v.claim(v.names.replicaClaim(m.Name))
 		any = any || volume != nil || claim != nil
 		switch {
@@ -171,11 +206,6 @@ func pairPresence(v *view) cycle.Presence {
 			return cycle.Outdated
 		case claim.Status.Phase != corev1.ClaimBound:
 			partial = true
-		}
-	}
-	for i := range v.claims {
-		if v.claims[i].Labels[v1alpha1.LabelComponent] == componentReplica && !names[v.claims[i].Name] {
-			return cycle.Outdated // of a claim that is no member any more
 		}
 	}
 	switch {
@@ -245,6 +275,12 @@ func (r *Reconciler) targetConfig(v *view) engine.TargetConfig {
 	if spool := v.claim(v.names.spool()); spool != nil && spool.Annotations[annotationHolds] == string(engine.HoldsNothing) {
 		c.ReplicaHolds = engine.HoldsNothing
 	}
+	c.SpoolLimit, c.KeptElsewhere = spoolLimit(v), keptElsewhere(v) != ""
+	// While a replica is promoted its receiver keeps the members it has: what it committed is of these.
+	if v.rep.Spec.Role == v1alpha1.RoleSource && v.replica.running != nil {
+		c.Volumes, c.SpoolLimit, c.KeptElsewhere = v.replica.running.Volumes, v.replica.running.SpoolLimit, v.replica.running.KeptElsewhere
+		return c
+	}
 	files := v.replicaIsFiles()
 	for i, m := range v.members {
 		volume := engine.TargetVolume{Name: m.Name, Device: memberPath(i, files)}
@@ -254,6 +290,43 @@ func (r *Reconciler) targetConfig(v *view) engine.TargetConfig {
 		c.Volumes = append(c.Volumes, volume)
 	}
 	return c
+}
+
+// spoolLimit is how many bytes a delta may take of the spool's claim: what its file system and the digest maps, 32 bytes for 64 KiB, leave. A
+// delta that is larger is refused with these words rather than by a full disk. It follows from what was asked for, which is known
+// before the claim is bound.
+func spoolLimit(v *view) int64 {
+	spool := v.claim(v.names.spool())
+	if spool == nil {
+		return 0
+	}
+	request := spool.Spec.Resources.Requests[corev1.ResourceStorage]
+	var group int64
+	for _, m := range v.members {
+		group += m.Size()
+	}
+	return max(request.Value()-request.Value()/10-group/1024, request.Value()/2)
+}
+
+// keptElsewhere is the point that a delta which is too large for the spool may be written over, because snapshots keep it; empty when none
+// may. It is allowed only once such a delta came, as each change starts the receiver again, and only for the point that
+// the replica holds then: after the next one the spool is asked first again.
+func keptElsewhere(v *view) string {
+	p := v.status.RecoveryPoint
+	if p == nil || v.replicaIsFiles() || v.rep.Spec.Role != v1alpha1.RoleTarget || v.rep.Status.Role != v1alpha1.RoleTarget {
+		return ""
+	}
+	asked := v.state != nil && v.state.TooLarge != "" && v.state.Committed != nil && v.state.Committed.ID == p.Point
+	allowed := v.replica.deployment != nil && v.replica.deployment.Annotations[annotationKept] == p.Point
+	if !asked && !allowed {
+		return ""
+	}
+	for _, claim := range v.pointMembers() {
+		if s := find(v, p.Point, snapshot.ForRecovery, claim); s == nil || !s.Ready || s.Deleting {
+			return ""
+		}
+	}
+	return p.Point
 }
 
 // configDigest names everything a receiver's pod depends on.
@@ -285,20 +358,20 @@ func (r *Reconciler) receiverDeployment(v *view) *appsv1.Deployment {
 	main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: "spool", MountPath: spoolDir})
 	if v.replicaIsFiles() {
 		main.SecurityContext.Capabilities.Add = targetCapabilities
-		for i, m := range v.members {
-			mountTree(&pod, i, m.Name, false)
+	}
+	for i, volume := range v.replica.wanted.Volumes {
+		if v.replicaIsFiles() {
+			mountTree(&pod, i, volume.Name, false)
+			continue
 		}
-	} else {
-		for i, m := range v.members {
-			mountDevice(&pod, i, v.names.replicaClaim(m.Name))
-		}
+		mountDevice(&pod, i, v.names.replicaClaim(volume.Name))
 	}
 	if v.target == nil {
 		delete(labels, labelApp) // nobody shall reach a receiver that is needed once more
 	}
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.receiver(), Labels: v.names.labels(v1alpha1.ComponentReceiver),
-			OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+			Annotations: map[string]string{annotationKept: keptElsewhere(v)}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &one,
 			Selector: &metav1.LabelSelector{MatchLabels: selector},

@@ -70,7 +70,13 @@ func (r *Reconciler) clear(ctx context.Context, rep *v1alpha1.Replication) (left
 			v.members = append(v.members, snapshot.Member{Name: name})
 		}
 	}
-	if err := errors.Join(r.removeAll(ctx, v, c), r.leaveClaims(ctx, v), r.leaveGroup(ctx, v)); err != nil {
+	errs := []error{r.removeAll(ctx, v, c), r.leaveClaims(ctx, v), r.leaveGroup(ctx, v)}
+	all := r.views(rep)
+	for _, link := range append(all.links, all.gone...) {
+		link.members = v.members
+		errs = append(errs, r.release(ctx, link))
+	}
+	if err := errors.Join(errs...); err != nil {
 		return true, err
 	}
 	return r.left(ctx, v)
@@ -106,7 +112,7 @@ func (r *Reconciler) removeAll(ctx context.Context, v *view, c *common) error {
 	}
 	for _, s := range c.snapshots {
 		if s.Purpose == snapshot.ForSession || !retained(v.rep) {
-			errs = append(errs, snapshot.Delete(ctx, r.Client, v.rep.Namespace, s.Name))
+			errs = append(errs, snapshot.Remove(ctx, r.Client, v.rep.Namespace, s))
 		}
 	}
 	for _, list := range []client.ObjectList{&corev1.ServiceList{}, &corev1.ConfigMapList{}, &corev1.SecretList{}, &rbacv1.RoleBindingList{}, &corev1.ServiceAccountList{}} {

@@ -33,6 +33,8 @@ const (
 	reasonReplica         = "Replica"
 	reasonPromoting       = "Promoting"
 	reasonLeftBehind      = "LeftBehind"
+	reasonNoMembers       = "NoMembers"
+	reasonCutUnknown      = "CutUnknown"
 )
 
 // tell writes what was seen, decided and done into the status. What is remembered changes only when the step went through.
@@ -43,12 +45,20 @@ func (r *Reconciler) tell(seen *sight, next []cycle.Decision, acted []error) {
 			r.remember(v, next[i])
 		}
 	}
+	if seen.rep.Spec.PromoteTo == "" {
+		status.PromotedTo = ""
+	}
 	status.ObservedGeneration = seen.rep.Generation
 	status.Phase = phase(next)
 	// A session's members stay while it runs, and a group that cannot be read right now has not become empty.
 	if len(lead.members) > 0 {
 		status.Claims = lead.memberNames()
 		status.Sizes = sizesHere(lead)
+		// A claim that left the group is no user's yet while its replica pair is there.
+		for _, former := range lead.replica.seen.Former {
+			status.Claims = add(status.Claims, former)
+		}
+		slices.Sort(status.Claims)
 	}
 	status.PrimaryCluster = r.primary(lead)
 	for i, v := range seen.links {
@@ -118,11 +128,24 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 		if v.target != nil {
 			v.status.BasePoint, v.status.NextRun, v.status.Scheduled = "", nil, nil
 		}
+		v.status.GroupSnapshotsRefusedAt = nil // of the former role
+		if v.source != nil && v.rep.Spec.PromoteTo != "" {
+			v.rep.Status.PromotedTo = v.rep.Spec.PromoteTo
+		}
 		r.forget(v.linkKey())
 	case cycle.StartSession:
 		v.status.Session = &v1alpha1.SessionStatus{
 			Point: v.point, Trigger: d.Trigger, TriggerNow: v.rep.Spec.TriggerNow, ScheduleKinds: kindNames(v.outlook.Kinds), Claims: v.memberNames(),
-			Epoch: v.rep.Status.Epoch, StartedAt: metav1.NewMicroTime(v.now),
+			Epoch: v.rep.Status.Epoch, StartedAt: metav1.NewMicroTime(v.now), Cut: v.cut().Cut,
+		}
+		if v.cut().Cut == v1alpha1.CutNotAtomic {
+			v.status.Session.CutReason = v.cut().Message
+		}
+	case cycle.CutApart:
+		at := metav1.NewTime(v.now)
+		v.status.GroupSnapshotsRefusedAt = &at
+		if s := v.status.Session; s != nil {
+			s.Cut, s.CutReason = v1alpha1.CutNotAtomic, d.Message
 		}
 	case cycle.RecordCut:
 		at := metav1.NewTime(cutAt(v))
@@ -132,6 +155,16 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 		resynchronised(v)
 	case cycle.FailSession:
 		end(v, resultFailed, d.Message, v.report)
+	case cycle.BeginRollback:
+		v.rep.Status.RollingBackTo, v.status.RecoveryPoint = v.rep.Spec.PromoteTo, nil
+	case cycle.RecordRollback:
+		v.rep.Status.RollingBackTo, v.rep.Status.PromotedTo = "", v.rep.Spec.PromoteTo
+		v.status.RecoveryPoint = rolledBack(v)
+	case cycle.RemoveRollback:
+		// On a target the replica is set up anew; until then there is no point, and nothing to roll back.
+		if v.target != nil {
+			v.rep.Status.RollingBackTo = ""
+		}
 	case cycle.SealSpool:
 		if applied := v.replica.seen.State.Applied; applied.Point != "" {
 			v.status.RecoveryPoint = point(applied, nil)
@@ -175,8 +208,9 @@ func resynchronised(v *view) {
 // cutAt is the instant of the running session: that of the snapshot cut first.
 func cutAt(v *view) time.Time {
 	var first time.Time
-	for _, s := range v.snapshots {
-		if s.Point != v.status.Session.Point || s.Purpose != snapshot.ForSession {
+	for _, claim := range v.status.Session.Claims {
+		s := find(v, v.status.Session.Point, snapshot.ForSession, claim)
+		if s == nil {
 			continue
 		}
 		at := s.CutAt
@@ -195,7 +229,7 @@ func cutAt(v *view) time.Time {
 func end(v *view, result, message string, report *engine.Report) {
 	s := v.status.Session
 	ended := v1alpha1.SessionReport{Point: s.Point, Result: result, Trigger: s.Trigger, TriggerNow: s.TriggerNow, ScheduleKinds: s.ScheduleKinds, Message: message,
-		StartedAt: s.StartedAt, FinishedAt: metav1.NewMicroTime(v.now)}
+		StartedAt: s.StartedAt, FinishedAt: metav1.NewMicroTime(v.now), Cut: s.Cut, CutReason: s.CutReason}
 	if report != nil {
 		ended.Tier, ended.TierReason = v1alpha1.Tier(report.Tier), report.TierReason
 		ended.BytesRead, ended.BytesChanged, ended.BytesSent, ended.BytesResent = report.BytesRead, report.BytesChanged, report.BytesSent, report.BytesResent
@@ -209,7 +243,7 @@ func end(v *view, result, message string, report *engine.Report) {
 	if result != resultCommitted {
 		return
 	}
-	v.status.RecoveryPoint = &v1alpha1.RecoveryPoint{Point: s.Point, Epoch: s.Epoch, Time: metav1.NewTime(s.StartedAt.Time)}
+	v.status.RecoveryPoint = &v1alpha1.RecoveryPoint{Point: s.Point, Epoch: s.Epoch, Time: metav1.NewTime(s.StartedAt.Time), Cut: s.Cut}
 	if s.CutAt != nil {
 		v.status.RecoveryPoint.Time = *s.CutAt
 	}
@@ -232,7 +266,7 @@ func crashes(v *view) int32 {
 }
 
 func point(p cycle.Recovery, snapshots []string) *v1alpha1.RecoveryPoint {
-	return &v1alpha1.RecoveryPoint{Point: p.Point, Time: metav1.NewTime(p.Time), Epoch: p.Epoch, Snapshots: snapshots}
+	return &v1alpha1.RecoveryPoint{Point: p.Point, Time: metav1.NewTime(p.Time), Epoch: p.Epoch, Cut: p.Cut, Snapshots: snapshots}
 }
 
 // tellPoints lists the points that are kept as snapshots here, newest first.
@@ -247,9 +281,13 @@ func tellPoints(v *view) {
 	if newest := v.status.RecoveryPoint; newest != nil {
 		known[newest.Point] = *newest
 	}
-	names := map[string][]string{}
+	names, groups, noted := map[string][]string{}, map[string]string{}, map[string]snapshot.Seen{}
 	for _, s := range v.snapshots {
-		if s.Purpose == snapshot.ForRecovery && !s.Deleting {
+		if s.Purpose != snapshot.ForRecovery || s.Deleting {
+			continue
+		}
+		noted[s.Point], groups[s.Point] = s, s.Group
+		if s.Name != "" {
 			names[s.Point] = append(names[s.Point], s.Name)
 		}
 	}
@@ -258,14 +296,14 @@ func tellPoints(v *view) {
 		entry, ok := known[p.ID]
 		if !ok {
 			// Taken in a former life of this Replication, or not recorded yet: the snapshots are all that tells of it.
-			entry = v1alpha1.RecoveryPoint{Point: p.ID, Time: metav1.NewTime(p.Time)}
+			entry = v1alpha1.RecoveryPoint{Point: p.ID, Time: metav1.NewTime(p.Time), Epoch: noted[p.ID].Epoch, Cut: noted[p.ID].Cut}
 		}
-		entry.Snapshots = names[p.ID]
+		entry.Snapshots, entry.GroupSnapshot = names[p.ID], groups[p.ID]
 		v.status.RecoveryPoints = append(v.status.RecoveryPoints, entry)
 	}
 	slices.SortFunc(v.status.RecoveryPoints, func(a, b v1alpha1.RecoveryPoint) int { return b.Time.Compare(a.Time.Time) })
 	if newest := v.status.RecoveryPoint; newest != nil {
-		newest.Snapshots = names[newest.Point]
+		newest.Snapshots, newest.GroupSnapshot = names[newest.Point], groups[newest.Point]
 	}
 }
 
@@ -372,6 +410,8 @@ func tellConditions(seen *sight, next []cycle.Decision, acted []error) {
 	set(v1alpha1.ConditionReady, status, reason, message)
 	status, reason, message = worst(func(_ int, v *view) (metav1.ConditionStatus, string, string) { return replicated(v) })
 	set(v1alpha1.ConditionReplicated, status, reason, message)
+	status, reason, message = worst(func(_ int, v *view) (metav1.ConditionStatus, string, string) { return cutAtomic(v) })
+	set(v1alpha1.ConditionCutAtomic, status, reason, message)
 	status, reason, message = promoted(seen.lead(), next[0])
 	set(v1alpha1.ConditionPromoted, status, reason, message)
 }
@@ -411,10 +451,48 @@ func replicated(v *view) (metav1.ConditionStatus, string, string) {
 
 // atomicity says honestly what the point is when the group has more than one member.
 func atomicity(v *view) string {
-	if n := len(v.rep.Status.Claims); n > 1 {
-		return fmt.Sprintf("; its %d members were snapshotted together, but not at one instant", n)
+	n := len(v.rep.Status.Claims)
+	switch {
+	case n < 2:
+		return ""
+	case v.status.RecoveryPoint.Cut == v1alpha1.CutAtomic:
+		return fmt.Sprintf("; its %d members were cut at one instant", n)
+	case v.status.RecoveryPoint.Cut == "":
+		return fmt.Sprintf("; it does not tell whether its %d members were cut at one instant", n)
 	}
-	return ""
+	return fmt.Sprintf("; its %d members were snapshotted together, but not at one instant", n)
+}
+
+// cutAtomic tells whether the members are cut at one instant: on a source by the way they are cut next, on a target by the
+// newest point.
+func cutAtomic(v *view) (metav1.ConditionStatus, string, string) {
+	way := v.cut()
+	switch {
+	case v.rep.Status.Role == v1alpha1.RoleTarget && !v.lead:
+		return metav1.ConditionTrue, reasonReplica, "the replica is received through another link"
+	case v.rep.Status.Role == v1alpha1.RoleTarget:
+		return pointAtomic(v)
+	}
+	switch way.Cut {
+	case v1alpha1.CutNotAtomic:
+		return metav1.ConditionFalse, way.Reason, way.Message
+	case "":
+		return metav1.ConditionUnknown, reasonNoMembers, "the group's members are not known yet"
+	}
+	return metav1.ConditionTrue, way.Reason, way.Message
+}
+
+func pointAtomic(v *view) (metav1.ConditionStatus, string, string) {
+	p := v.status.RecoveryPoint
+	switch {
+	case p == nil:
+		return metav1.ConditionUnknown, reasonNoRecoveryPoint, "no session has been committed yet"
+	case p.Cut == v1alpha1.CutNotAtomic:
+		return metav1.ConditionFalse, reasonCutNotAtomic, fmt.Sprintf("the members of point %s were snapshotted together, but not at one instant: the source's status tells why", p.Point)
+	case p.Cut == "":
+		return metav1.ConditionUnknown, reasonCutUnknown, fmt.Sprintf("the source of point %s did not tell how it was cut", p.Point)
+	}
+	return metav1.ConditionTrue, string(p.Cut), fmt.Sprintf("point %s is of one instant", p.Point)
 }
 
 func promoted(v *view, d cycle.Decision) (metav1.ConditionStatus, string, string) {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -94,7 +95,7 @@ func sites(t *testing.T) (*site, *site) {
 
 func scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, snapshotv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, snapshotv1.AddToScheme, groupsnapshotv1.AddToScheme} {
 		if err := add(s); err != nil {
 			return nil, err
 		}
@@ -121,6 +122,8 @@ func startSites(t *testing.T) error {
 			filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshots.yaml"),
 			filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshotcontents.yaml"),
 			filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshotclasses.yaml"),
+			filepath.Join(crds, "groupsnapshot.storage.k8s.io_volumegroupsnapshots.yaml"),
+			filepath.Join(crds, "groupsnapshot.storage.k8s.io_volumegroupsnapshotclasses.yaml"),
 			filepath.Join("..", "..", "snapshot", "testdata", "snapshotmetadataservices.yaml"),
 		}}); err != nil {
 			return fmt.Errorf("install the snapshot kinds: %w", err)
@@ -172,6 +175,9 @@ func (s *site) join(ctx context.Context, peer *site) error {
 		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: listingClass}, Driver: listingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: keepingClass}, Provisioner: keepingDriver, VolumeBindingMode: &immediate, ReclaimPolicy: &remove},
 		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: keepingClass}, Driver: keepingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentRetain},
+		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: groupingClass}, Provisioner: groupingDriver, VolumeBindingMode: &immediate, ReclaimPolicy: &remove},
+		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: groupingClass}, Driver: groupingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
+		&groupsnapshotv1.VolumeGroupSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: groupingClass}, Driver: groupingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
 		metadataService(),
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: trust.SecretName(peer.name)}, Data: map[string][]byte{trust.KeyCA: peer.ca.CertPEM()}},
 		&v1alpha1.ClusterPair{ObjectMeta: metav1.ObjectMeta{Name: "to-" + peer.name}, Spec: v1alpha1.ClusterPairSpec{
@@ -224,6 +230,12 @@ type side struct {
 	// paused keeps the controller from running, stuck names a claim the cluster never lets go, offline cuts the link.
 	paused, offline bool
 	stuck           string
+	// refuseGroups is what the driver says to group snapshots when it does not take them.
+	refuseGroups string
+	// tooLarge is the point whose delta the receiver could not spool.
+	tooLarge string
+	// rolledBack are the points that rollbacks were run to.
+	rolledBack []string
 	// fresh makes another manager for each step when set.
 	fresh     func() *Reconciler
 	addresses int

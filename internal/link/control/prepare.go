@@ -256,8 +256,9 @@ func decideGroup(want wanted, have found, todo *work) string {
 	}
 	here, there := describe(existing.Spec), describe(want.Group)
 	managed := existing.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByLifeboat
+	same, err := sameJSON(existing.Spec, want.Group)
 	switch {
-	case here == there && (existing.Spec.VolumeAccess == want.Group.VolumeAccess || !managed && sameAccess(existing.Spec.VolumeAccess, want.Group.VolumeAccess)):
+	case err == nil && same, !managed && here == there && sameAccess(existing.Spec.VolumeAccess, want.Group.VolumeAccess):
 		return ""
 	case !managed && !sameAccess(existing.Spec.VolumeAccess, want.Group.VolumeAccess):
 		return (&DifferError{Object: fmt.Sprintf("PVCGroup %s/%s", existing.Namespace, existing.Name), Field: "spec.volumeAccess",

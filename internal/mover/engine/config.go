@@ -14,11 +14,13 @@ import (
 
 // SourceConfig is the file a source mover is started with. It runs one session: one instant of one group.
 type SourceConfig struct {
-	Replication string         `json:"replication"` // namespace/name, the same on both sides
-	Epoch       uint64         `json:"epoch"`
-	Point       string         `json:"point"`     // the session's id; it names the recovery point once committed
-	PointTime   time.Time      `json:"pointTime"` // when the instant was cut
-	Volumes     []SourceVolume `json:"volumes"`
+	Replication string    `json:"replication"` // namespace/name, the same on both sides
+	Epoch       uint64    `json:"epoch"`
+	Point       string    `json:"point"`     // the session's id; it names the recovery point once committed
+	PointTime   time.Time `json:"pointTime"` // when the instant was cut
+	// Cut is how the members were cut, in a word that the target keeps with the point; empty: not said.
+	Cut     string         `json:"cut,omitempty"`
+	Volumes []SourceVolume `json:"volumes"`
 
 	Address      string `json:"address"`    // of the peer's gateway, host:port
 	ServerName   string `json:"serverName"` // routes through the gateway; it is not verified
@@ -145,8 +147,8 @@ func (c SourceConfig) Validate() error {
 		return missing("replication", "name it as namespace/name")
 	case c.Point == "":
 		return missing("point", "give the session's id")
-	case len(c.Replication) > wire.MaxName, len(c.Point) > wire.MaxName:
-		return &ConfigError{Field: "replication or point", Found: "too long", Want: fmt.Sprintf("at most %d bytes", wire.MaxName)}
+	case len(c.Replication) > wire.MaxName, len(c.Point) > wire.MaxName, len(c.Cut) > wire.MaxName:
+		return &ConfigError{Field: "replication, point or cut", Found: "too long", Want: fmt.Sprintf("at most %d bytes", wire.MaxName)}
 	case c.Address == "":
 		return missing("address", "give the peer's gateway as host:port")
 	case c.IdentityDir == "":

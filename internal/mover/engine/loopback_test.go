@@ -352,11 +352,15 @@ func TestVerifyingFindsWhatRottedAndRepairsIt(t *testing.T) {
 	}
 	cfg := s.session("p2")
 	cfg.Verify = true
+	cfg.Cut = "Atomic"
 	if r := s.mustRun(cfg); !r.Verified || r.BytesRepaired != 65536 || !strings.Contains(r.TierReason, "verify") {
 		t.Errorf("verifying the point that is there: %+v", r)
 	}
 	s.mustEqual()
 	st := s.await(func(st engine.State) bool { return st.Phase == engine.PhaseIdle })
+	if st.Committed != nil && st.Committed.Cut != "Atomic" {
+		t.Errorf("the point does not tell how it was cut: %+v", st.Committed)
+	}
 	if st.Verified == nil || st.Verified.ID != "p2" || st.Committed.ID != "p2" {
 		t.Errorf("state after verifying: %+v", st)
 	}
@@ -390,6 +394,10 @@ func TestADeltaThatTheSpoolCannotHold(t *testing.T) {
 		t.Errorf("state of the target: %+v", st)
 	}
 
+	if st := s.await(func(st engine.State) bool { return st.Phase == engine.PhaseIdle }); st.TooLarge != "p2" {
+		t.Errorf("the target does not tell whose delta was too large: %+v", st)
+	}
+
 	// A recovery point that also exists elsewhere is not lost when the replica is overwritten.
 	if err := s.stop(); err != nil {
 		t.Fatal(err)
@@ -398,6 +406,9 @@ func TestADeltaThatTheSpoolCannotHold(t *testing.T) {
 	s.start()
 	r = s.mustRun(s.session("p2"))
 	s.mustEqual()
+	if st := s.await(func(st engine.State) bool { return st.Phase == engine.PhaseIdle }); st.TooLarge != "" {
+		t.Errorf("it is committed, and still too large: %+v", st)
+	}
 	if !r.Direct || !strings.Contains(r.TierReason, "kept elsewhere") {
 		t.Errorf("expected a direct delta: %+v", r)
 	}

@@ -252,7 +252,7 @@ func (r *receiver) begin(d session.Decision) (*session.Target, error) {
 	}
 	if !d.Welcome.Resumed {
 		err := t.spool.Begin(spool.Delta{
-			Point: session.Point{ID: r.hello.Point, Time: r.hello.PointTime, Epoch: r.hello.Epoch},
+			Point: session.Point{ID: r.hello.Point, Time: r.hello.PointTime, Epoch: r.hello.Epoch, Cut: r.hello.Cut},
 			Tier:  d.Welcome.Tier, Direct: d.Welcome.Direct, Verify: d.Welcome.Verify, Reason: d.Welcome.Reason, Members: t.members,
 		})
 		if err != nil {
@@ -303,6 +303,7 @@ func (r *receiver) settle(err, stored error) error {
 		return errors.Join(t.spool.Drop(), t.spool.SetMaps(nil))
 	case errors.As(err, &full):
 		t.live = nil
+		t.overflow = r.hello.Point
 		if t.cfg.KeptElsewhere {
 			t.tooLarge = r.hello.Point
 		}

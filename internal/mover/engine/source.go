@@ -53,7 +53,7 @@ type Source struct {
 
 // NewSource prepares a session.
 func NewSource(cfg SourceConfig, parts SourceParts) (*Source, error) {
-	hello := wire.Hello{Replication: cfg.Replication, Epoch: cfg.Epoch, Point: cfg.Point, PointTime: cfg.PointTime}
+	hello := wire.Hello{Replication: cfg.Replication, Epoch: cfg.Epoch, Point: cfg.Point, PointTime: cfg.PointTime, Cut: cfg.Cut}
 	hello.Note, hello.Verify = parts.Offer.Note, cfg.Verify
 	hello.Allocated = parts.Offer.Allocated != nil
 	if parts.Offer.Changes != nil {

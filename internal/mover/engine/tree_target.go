@@ -143,7 +143,7 @@ func classifyNil(object string, err error) error {
 
 func (r *treeReceiver) delta(d session.Decision) spool.Delta {
 	return spool.Delta{
-		Point: session.Point{ID: r.hello.Point, Time: r.hello.PointTime, Epoch: r.hello.Epoch},
+		Point: session.Point{ID: r.hello.Point, Time: r.hello.PointTime, Epoch: r.hello.Epoch, Cut: r.hello.Cut},
 		Tier:  d.Welcome.Tier, Direct: d.Welcome.Direct, Verify: d.Welcome.Verify, Reason: d.Welcome.Reason, Members: r.target.members,
 	}
 }

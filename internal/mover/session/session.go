@@ -28,6 +28,8 @@ type Point struct {
 	ID    string    `json:"id"`
 	Time  time.Time `json:"time"`
 	Epoch uint64    `json:"epoch"`
+	// Cut is how the members were cut, in the source's word; empty when it did not say.
+	Cut string `json:"cut,omitempty"`
 }
 
 // Action is something the driver of a Source or Target must do: one of Send, Scan, Read, Load, Store, Commit.

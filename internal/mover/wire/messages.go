@@ -73,6 +73,8 @@ func (k Kind) String() string {
 //	+------------------+-------------+-----------+--------------+-----------+----------------------------+
 //	| base text | allocated flag | verify flag | note text | count x (kind u8) |   since version 2
 //	+-----------+----------------+-------------+-----------+-------------------+
+//	| 1 (u8) | cut text |   absent when the source does not say
+//	+--------+----------+
 type Hello struct {
 	Replication string
 	Epoch       uint64
@@ -84,6 +86,7 @@ type Hello struct {
 	Allocated bool   // the source knows what was never written
 	Verify    bool   // both sides are to be read and compared, whatever they remember
 	Note      string // why the source offers no cheaper way, for people
+	Cut       string // how the members were cut, in a word of the source's; empty: it does not say
 }
 
 func (Hello) Type() Type { return TypeHello }
@@ -109,6 +112,9 @@ func (m Hello) grow(b []byte) []byte {
 	for _, v := range m.Members {
 		b = append(b, byte(v.Kind))
 	}
+	if m.Cut != "" {
+		b = appendText(append(b, 1), m.Cut, MaxName)
+	}
 	return b
 }
 
@@ -131,6 +137,9 @@ func decodeHello(r *reader) Message {
 	m.Note = r.text(MaxText, "note")
 	for i := range m.Members {
 		m.Members[i].Kind = Kind(r.u8())
+	}
+	if !r.ended() && r.u8() == 1 {
+		m.Cut = r.text(MaxName, "cut")
 	}
 	return m
 }

@@ -63,6 +63,10 @@ var fine = map[string]wire.Message{
 		Members: []wire.Member{{Name: "data", Size: 3<<30 + 512}, {Name: "files", Kind: wire.KindTree}},
 		Base:    "p1", Allocated: true, Verify: true, Note: "the driver has no list",
 	},
+	"hello-cut": wire.Hello{
+		Replication: "shop/pg", Epoch: 7, Point: "p3", PointTime: time.Date(2026, 3, 1, 12, 0, 0, 5, time.UTC),
+		Members: []wire.Member{{Name: "data", Size: 3 << 30}}, Cut: "Atomic",
+	},
 	"welcome-cbt": wire.Welcome{Tier: wire.TierCBT, Window: 1 << 20, Reason: "listed", Lookahead: 4, Verify: true},
 	"data-more": wire.Data{
 		Volume: 1, Codec: wire.CodecZstd, More: true, Offset: 64<<20 + 4096, Length: 65536,
