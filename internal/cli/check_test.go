@@ -94,7 +94,10 @@ func must0(t *testing.T, err error) {
 func TestCheckPrintsWhatBothClustersFind(t *testing.T) {
 	var sides [2]checked
 	for i, name := range []string{"checked-east", "checked-west"} {
-		c := servers.Client(t, name)
+		c, err := client.New(servers.Config(t, name), client.Options{Scheme: Scheme})
+		if err != nil {
+			t.Fatal(err)
+		}
 		peer := [2]string{"checked-west", "checked-east"}[i]
 		must0(t, c.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SystemNamespace}}))
 		must0(t, c.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: clusterConfigMap}, Data: map[string]string{"name": name}}))

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -15,7 +16,11 @@ const annotationDefaultClass = "snapshot.storage.kubernetes.io/is-default-class"
 // Classes reads the cluster's snapshot classes.
 func Classes(ctx context.Context, reader client.Reader) ([]snapshotv1.VolumeSnapshotClass, error) {
 	var list snapshotv1.VolumeSnapshotClassList
-	if err := reader.List(ctx, &list); err != nil {
+	err := reader.List(ctx, &list)
+	if meta.IsNoMatchError(err) {
+		return nil, nil // a cluster that does not know the kind has none
+	}
+	if err != nil {
 		return nil, fmt.Errorf("list snapshot classes: %w", err)
 	}
 	return list.Items, nil

@@ -235,6 +235,23 @@ func TestOneAddressServesAllReplications(t *testing.T) {
 	}
 }
 
+// Where the source makes the peer's objects it brings neither its own addresses nor takes away the peer's.
+func TestTheSourceLeavesThePeersAddressesAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protect(w, "data")
+	w.west.edit("app", func(r *v1alpha1.Replication) {
+		r.Spec.Rlinks[0].LocalEndpoint, r.Spec.Rlinks[0].RemoteAddress = "west-in", "198.51.100.1:9001"
+	})
+	w.east.edit("app", func(r *v1alpha1.Replication) {
+		r.Spec.Rlinks[0].LocalEndpoint, r.Spec.Rlinks[0].RemoteAddress, r.Spec.Epoch = "east-in", "203.0.113.9:9002", 2
+	})
+	w.until("the peer follows into the next epoch", func() bool { return w.west.get("app").Spec.Epoch == 2 && w.west.link("app").ReceiverReady })
+	if l := w.west.get("app").Spec.Rlinks[0]; l.LocalEndpoint != "west-in" || l.RemoteAddress != "198.51.100.1:9001" {
+		t.Errorf("the peer's link is %+v", l)
+	}
+}
+
 // While a replica is promoted nobody reaches its receiver, also not through a Service that Lifeboat may not touch.
 func TestAClosedReceiverIsBehindNoService(t *testing.T) {
 	t.Parallel()
