@@ -36,18 +36,20 @@ func TestEmptySession(t *testing.T) {
 	took := map[string][]time.Duration{}
 	var order []string
 	for round := range rounds {
-		before := rlink(t, s, s.Away).RecoveryPoint
+		var before *v1alpha1.RecoveryPoint
+		until(t, time.Minute, "both sides are through with the session before", func() (bool, string) {
+			here, there := rlink(t, s, s.Home), rlink(t, s, s.Away)
+			before = there.RecoveryPoint
+			return here.Session == nil && here.LastSession != nil && before != nil && before.Point == here.LastSession.Point, fmt.Sprint(here.LastSession, before)
+		})
 		trigger := fmt.Sprint("round ", round)
 		watching := look(t, s, trigger, before)
 		began := time.Now()
 		editReplication(t, s, s.Home, func(spec *v1alpha1.ReplicationSpec) { spec.TriggerNow = trigger })
-		until(t, time.Minute, "the target has a new recovery point", func() (bool, string) {
-			p := rlink(t, s, s.Away).RecoveryPoint
-			return p != nil && (before == nil || p.Point != before.Point), fmt.Sprint(p)
-		})
-		until(t, time.Minute, "the source knows that its session ended", func() (bool, string) {
-			l := rlink(t, s, s.Home)
-			return l.Session == nil && l.LastSession.TriggerNow == trigger && l.LastSession.Result == "Committed", fmt.Sprint(l.Session, l.LastSession)
+		until(t, time.Minute, "the target has the session's recovery point", func() (bool, string) {
+			here, there := rlink(t, s, s.Home), rlink(t, s, s.Away)
+			ended := here.Session == nil && here.LastSession.TriggerNow == trigger && here.LastSession.Result == "Committed"
+			return ended && there.RecoveryPoint.Point == here.LastSession.Point, fmt.Sprint(here.Session, here.LastSession, there.RecoveryPoint)
 		})
 		for _, m := range watching() {
 			if took[m.what] == nil {
