@@ -50,12 +50,18 @@ func newMovers(ca *identity.CA, cluster string, now func() time.Time) *movers {
 	return &movers{ca: ca, cluster: cluster, now: now}
 }
 
-// State asks the mover of a Replication at a pod's address.
+// answerWithin is how long a mover is waited for. A pod that ends takes its network with it: without a bound a question
+// that was under way then would hold up its Replication until the kernel gives up, minutes later.
+const answerWithin = 3 * time.Second
+
+// State asks the mover of a Replication at a pod's address. One that does not answer within answerWithin is silent, which is an error.
 func (m *movers) State(ctx context.Context, replication types.NamespacedName, address string) (engine.State, error) {
 	own, err := m.material()
 	if err != nil {
 		return engine.State{}, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	expected := identity.ReplicationURI(m.cluster, replication.Namespace, replication.Name)
 	return engine.FetchState(ctx, net.JoinHostPort(address, statusPort), own, expected)
 }
