@@ -174,8 +174,9 @@ func TestPodsOnAReplicaAreRefusedByTheAPIServer(t *testing.T) {
 		{"a mover, where controllers have one user", userControllers, marked(podOn(target, "data")), ""},
 		{"a mover's Job", userJobs, marked(podOn(target, "data")), ""},
 		{"the manager's own pod", userManager, marked(podOn(target, "data")), ""},
-		{"somebody with the movers' label", "", marked(podOn(target, "data")), refused},
-		{"a StatefulSet's with the movers' label", userSets, marked(podOn(target, "data")), refused},
+		// Two policies refuse these, for the claim and for the label; which of them speaks is the API server's choice.
+		{"somebody with the movers' label", "", marked(podOn(target, "data")), "is forbidden: ValidatingAdmissionPolicy 'lifeboat-"},
+		{"a StatefulSet's with the movers' label", userSets, marked(podOn(target, "data")), "is forbidden: ValidatingAdmissionPolicy 'lifeboat-"},
 		{"a mover of another Replication", userReplicaSets, func() *corev1.Pod {
 			p := marked(podOn(target, "data"))
 			p.Labels[v1alpha1.LabelReplication] = "other"
