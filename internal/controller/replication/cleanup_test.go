@@ -12,6 +12,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
@@ -105,10 +106,12 @@ func TestDeletionInEveryOrderLeavesNothing(t *testing.T) {
 		o.SetName("app")
 		s.must(s.kube.Delete(s.w.t.Context(), o))
 	}
-	// What is done to the pair is seen by a Replication as its ClusterPair being gone; those of these clusters are shared by all tests.
+	// The ClusterPairs of these clusters are shared by all tests: one that is gone is one that is not found.
 	unpair := func(s *side) {
-		if s.get("app") != nil {
-			s.edit("app", func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].ClusterPair = "gone" })
+		s.fresh = func() *Reconciler {
+			r := s.manager()
+			r.Live = unpaired{r.Live}
+			return r
 		}
 	}
 	states := map[string]func(w *world){
@@ -286,6 +289,16 @@ func TestNoFinalizerHangsForEver(t *testing.T) {
 	if !slices.Contains(w.west.claims(), "data") {
 		t.Error("the user's claim is gone")
 	}
+}
+
+// unpaired finds no ClusterPair.
+type unpaired struct{ client.Reader }
+
+func (u unpaired) Get(ctx context.Context, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+	if _, pair := o.(*v1alpha1.ClusterPair); pair {
+		return apierrors.NewNotFound(v1alpha1.GroupVersion.WithResource("clusterpairs").GroupResource(), key.Name)
+	}
+	return u.Reader.Get(ctx, key, o, opts...)
 }
 
 // forbidding refuses every deletion of a claim.
