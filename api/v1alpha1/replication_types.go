@@ -145,6 +145,14 @@ type ReplicationSpec struct {
 	// +optional
 	AcknowledgePeerLost string `json:"acknowledgePeerLost,omitempty"`
 
+	// promoteTo is the recovery point that the replica is rolled back to when it is promoted, before its claims become
+	// usable; empty means the newest point, as it is. The point must be kept as snapshots of all members: lifeboat recovery-points lists
+	// them. It is answered by one promotion, which status.promotedTo shows; clear it and set it again for another. What was written
+	// after the point is lost on this side. Example: "20260131t120000-1a2b3c".
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	PromoteTo string `json:"promoteTo,omitempty"`
+
 	// triggerNow starts a session on every link at once when its value changes. Any text will do; a time is good practice.
 	// +kubebuilder:validation:MaxLength=64
 	// +optional
@@ -416,6 +424,12 @@ type ReplicationStatus struct {
 	// +listMapKey=rlinkName
 	// +optional
 	Rlinks []RlinkStatus `json:"rlinks,omitempty"`
+	// promotedTo is the value of spec.promoteTo that a promotion has answered.
+	// +optional
+	PromotedTo string `json:"promotedTo,omitempty"`
+	// rollingBackTo is the point that the replica is being rolled back to: until that is done it is no instant of anything.
+	// +optional
+	RollingBackTo string `json:"rollingBackTo,omitempty"`
 	// observedGeneration is the spec this status was derived from.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`

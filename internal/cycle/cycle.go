@@ -76,6 +76,16 @@ const (
 	CloseReceiver Step = "CloseReceiver"
 	// RemoveReceiver removes the receiver and its pods.
 	RemoveReceiver Step = "RemoveReceiver"
+	// BeginRollback saves that the replica is about to be rolled back to an older point: from then on it holds none.
+	BeginRollback Step = "BeginRollback"
+	// MakeRollback makes block claims from the snapshots of the point.
+	MakeRollback Step = "MakeRollback"
+	// StartRollback starts the Job that writes what differs.
+	StartRollback Step = "StartRollback"
+	// RecordRollback saves that the replica holds the point.
+	RecordRollback Step = "RecordRollback"
+	// RemoveRollback removes the Job and the block claims.
+	RemoveRollback Step = "RemoveRollback"
 	// TakeRecoveryPoint snapshots the user's claims.
 	TakeRecoveryPoint Step = "TakeRecoveryPoint"
 	// RecordPoint saves the committed point, which lets the source start its next session.
@@ -150,6 +160,9 @@ const (
 	ReasonSnapshotsFailed      = "SnapshotsFailed"
 	ReasonGroupSnapshotRefused = "GroupSnapshotRefused"
 	ReasonRegrouping           = "Regrouping"
+	ReasonRollingBack          = "RollingBack"
+	ReasonRollbackFailed       = "RollbackFailed"
+	ReasonPointNotKept         = "PointNotKept"
 	ReasonCutInterrupted       = "CutInterrupted"
 	ReasonSnapshotsVanished    = "SnapshotsVanished"
 	ReasonMoverRefused         = "MoverRefused"

@@ -129,6 +129,8 @@ type Source struct {
 	Brought int64
 	// Lost names the clusters that this side's epoch was taken without.
 	Lost []string
+	// Rollback is the older point that the replica shall be promoted with.
+	Rollback Rollback
 }
 
 // Backoff is how long after its end a failed session is tried again: 30 s doubled at each failure in a row, 15 min at most.

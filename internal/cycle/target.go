@@ -46,6 +46,8 @@ type Replica struct {
 	Receiver Presence
 	// Door is true while sources can reach the receiver.
 	Door bool
+	// Rollback names what a rollback to an older point left: its Job, pods and block claims.
+	Rollback []string
 	// Former names claims that are no members any more and have their half of the pair still.
 	Former []string
 	// Regroups is true when the receiver runs with other members than the group has now.
@@ -143,6 +145,9 @@ func unfinished(links []Target, but int) []string {
 func nextTarget(s Target) Decision {
 	if s.InForce.Epoch != s.Wanted.Epoch {
 		return Decision{Step: TakeRole, Phase: Preparing, Reason: ReasonRoleTaken, Message: fmt.Sprintf("this side is the target in epoch %d", s.Wanted.Epoch)}
+	}
+	if len(s.Replica.Rollback) > 0 {
+		return removeRollback(Waiting, s.Replica.Rollback)
 	}
 	if len(s.Users) > 0 {
 		return spoiled(s)
@@ -337,8 +342,21 @@ func leaveTarget(s Source, links []Source) Decision {
 	if len(r.Strays) > 0 {
 		return Decision{Step: RemoveStrays, Phase: Promoting, Reason: ReasonLeavingTarget, Poll: Quick, Message: "removing " + strings.Join(r.Strays, ", ")}
 	}
+	back := s.Rollback
+	if back.Point != "" && back.Problem != "" && r.Pair != Absent {
+		return wait(Failed, ReasonPointNotKept, back.Problem, Patient)
+	}
 	if r.Spool != Absent && !r.Sealed {
 		return settle(s, links)
+	}
+	if back.Point != "" && r.Pair != Absent && r.Receiver == Absent {
+		if len(back.Others) > 0 {
+			return removeRollback(Promoting, back.Others)
+		}
+		return rollBack(back)
+	}
+	if len(r.Rollback) > 0 {
+		return removeRollback(Promoting, r.Rollback)
 	}
 	if r.Exists() {
 		d := dismantle(r, false, "this side becomes the source")

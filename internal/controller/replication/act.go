@@ -86,6 +86,12 @@ func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 		return r.release(ctx, v)
 	case cycle.RecordPoint:
 		return r.settleCut(ctx, v, v.target.Replica.State.Applied.Point, snapshot.ForRecovery)
+	case cycle.MakeRollback:
+		return r.makeRollback(ctx, v)
+	case cycle.StartRollback:
+		return r.startRollback(ctx, v)
+	case cycle.RemoveRollback:
+		return r.removeRollback(ctx, v)
 	case cycle.RemoveFormer:
 		return r.removeFormer(ctx, v)
 	case cycle.MakeClones:
@@ -674,6 +680,10 @@ func (r *Reconciler) deployReceiver(ctx context.Context, v *view) error {
 	}
 	former := configMapOf(present)
 	present.Spec = wanted.Spec
+	if present.Annotations == nil {
+		present.Annotations = map[string]string{}
+	}
+	present.Annotations[annotationKept] = wanted.Annotations[annotationKept]
 	if err := r.Client.Update(ctx, present); err != nil {
 		return fmt.Errorf("change receiver %s/%s: %w", present.Namespace, present.Name, err)
 	}

@@ -205,6 +205,7 @@ func TestMoversOfFilesMayDoWhatFilesNeed(t *testing.T) {
 	if !slices.Equal(config.Volumes, want) {
 		t.Errorf("volumes: %+v", config.Volumes)
 	}
+	v.replica.wanted = r.targetConfig(v)
 	source, target := r.moverJob(v, lists{}).Spec.Template.Spec, r.receiverDeployment(v).Spec.Template.Spec
 	for _, c := range []struct {
 		pod      corev1.PodSpec

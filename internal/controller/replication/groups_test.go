@@ -10,10 +10,13 @@ import (
 	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/cycle"
+	"lifeboat.dev/lifeboat/internal/mover/engine"
 	"lifeboat.dev/lifeboat/internal/snapshot"
 )
 
@@ -258,7 +261,11 @@ func (w *world) regroup(claims ...string) {
 func TestMembersComeAndGo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	protect(w, "data", "wal")
+	// A spool that holds the larger group too: one that does not is made anew for it, and the next session compares.
+	protectTogether(w, className, func(r *v1alpha1.Replication) {
+		large := resource.MustParse("10Gi")
+		r.Spec.Rlinks[0].SpoolSize = &large
+	}, "data", "wal")
 	spool := func() string {
 		var claim corev1.PersistentVolumeClaim
 		w.west.must(w.west.kube.Get(t.Context(), w.west.key("lb-app-spool"), &claim))
@@ -354,5 +361,142 @@ func TestRecoveryPointsAreKeptForAsLongAsWanted(t *testing.T) {
 	}
 	if got := w.west.link("app").RecoveryPoints; len(got) != 1 || got[0].Point != newest {
 		t.Errorf("recovery points: %+v, want %s, the newest", got, newest)
+	}
+}
+
+// three points on the target, oldest first.
+func threePoints(w *world) []string {
+	w.t.Helper()
+	protect(w, "data", "wal")
+	points := []string{w.west.link("app").RecoveryPoint.Point}
+	for _, token := range []string{"a", "b"} {
+		w.east.trigger("app", token)
+		w.until("point "+token, w.east.committed("app", token))
+		points = append(points, w.west.link("app").RecoveryPoint.Point)
+	}
+	return points
+}
+
+// M-105: a promotion to an older point rolls the replica back before its claims become usable, once; what was written is named until it is.
+func TestPromotionToAnOlderPoint(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	points := threePoints(w)
+	volumes := w.volumes("data")
+	w.east.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleTarget, 2 })
+	w.until("east is target", w.east.inForce("app", v1alpha1.RoleTarget, 2))
+	w.west.edit("app", func(r *v1alpha1.Replication) {
+		r.Spec.Role, r.Spec.Epoch, r.Spec.PromoteTo = v1alpha1.RoleSource, 2, "20200101t000000-000000"
+	})
+	w.until("a point that is not kept is refused with those that are", func() bool {
+		c := w.west.ready("app")
+		return c.Reason == cycle.ReasonPointNotKept && strings.Contains(c.Message, points[0]) && strings.Contains(c.Message, points[2])
+	})
+	w.west.holdMovers = true
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.PromoteTo = points[0] })
+	w.until("the rollback runs", func() bool { return strings.Contains(strings.Join(w.west.made(), " "), "rollback") })
+	if s := w.west.get("app").Status; s.Role != v1alpha1.RoleTarget || s.RollingBackTo != points[0] || s.Rlinks[0].RecoveryPoint != nil {
+		t.Errorf("while it runs: %+v", s)
+	}
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.PromoteTo = "" })
+	w.until("half a rollback is not promoted", func() bool { return w.west.ready("app").Reason == cycle.ReasonPointNotKept })
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.PromoteTo = points[0] })
+	w.west.holdMovers = false
+	w.until("west is source", w.west.inForce("app", v1alpha1.RoleSource, 2))
+	s := w.west.get("app").Status
+	if s.PromotedTo != points[0] || s.RollingBackTo != "" || s.Rlinks[0].RecoveryPoint == nil || s.Rlinks[0].RecoveryPoint.Point != points[0] {
+		t.Errorf("promoted: %+v", s)
+	}
+	if !slices.Equal(w.west.rolledBack, []string{points[0]}) {
+		t.Errorf("rollbacks: %v", w.west.rolledBack)
+	}
+	if got := w.west.claims(); !slices.Equal(got, []string{"data", "wal"}) || w.volumes("data") != volumes {
+		t.Errorf("claims: %v", got)
+	}
+	// The next promotion does not go back there again.
+	w.until("the reverse replication", w.west.committed("app", ""))
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleTarget, 3 })
+	w.until("west is target again", w.west.inForce("app", v1alpha1.RoleTarget, 3))
+	w.east.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleSource, 3 })
+	w.until("home", func() bool {
+		p := w.west.link("app").RecoveryPoint
+		return w.east.inForce("app", v1alpha1.RoleSource, 3)() && p != nil && p.Epoch == 3
+	})
+	w.east.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleTarget, 4 })
+	w.until("east is target", w.east.inForce("app", v1alpha1.RoleTarget, 4))
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleSource, 4 })
+	w.until("west is source", w.west.inForce("app", v1alpha1.RoleSource, 4))
+	if len(w.west.rolledBack) != 1 {
+		t.Errorf("rollbacks: %v", w.west.rolledBack)
+	}
+}
+
+// A promotion that is taken back while the replica is rolled back leaves no point that is none: the replica is compared anew.
+func TestARollbackThatIsTakenBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	points := threePoints(w)
+	w.east.paused, w.west.offline = true, true
+	w.west.holdMovers = true
+	w.west.edit("app", func(r *v1alpha1.Replication) {
+		r.Spec.Role, r.Spec.Epoch, r.Spec.PromoteTo = v1alpha1.RoleSource, 2, points[1]
+	})
+	w.until("the rollback runs", func() bool { return strings.Contains(strings.Join(w.west.made(), " "), "rollback") })
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role = v1alpha1.RoleTarget })
+	w.until("nothing of it is left, and the receiver is there again", func() bool {
+		s := w.west.get("app").Status
+		return !strings.Contains(strings.Join(append(w.west.made(), w.west.claims()...), " "), "rollback") && s.RollingBackTo == "" && slices.Contains(w.west.claims(), "lb-app-spool")
+	})
+	if p := w.west.link("app").RecoveryPoint; p != nil {
+		t.Errorf("the half rolled back replica is said to hold %+v", p)
+	}
+	w.east.paused, w.west.offline, w.west.holdMovers = false, false, false
+	w.east.edit("app", func(r *v1alpha1.Replication) { r.Spec.Epoch = 2 })
+	w.east.trigger("app", "again")
+	w.until("a point again", w.east.committed("app", "again"))
+	if len(w.west.rolledBack) != 0 {
+		t.Errorf("rollbacks: %v", w.west.rolledBack)
+	}
+}
+
+// A delta that the spool cannot hold may go straight onto the replica only while snapshots keep what that holds, and only this once.
+func TestADeltaThatIsTooLargeForTheSpool(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protect(w, "data")
+	receiver := func() engine.TargetConfig {
+		pod := w.west.receiver(w.namespace + "/app")
+		if pod == nil {
+			return engine.TargetConfig{}
+		}
+		var config engine.TargetConfig
+		w.west.config(pod, &config)
+		return config
+	}
+	if c := receiver(); c.KeptElsewhere || c.SpoolLimit == 0 {
+		t.Errorf("at rest: %+v", c)
+	}
+	w.west.tooLarge = "20261121t120000-0000aa"
+	w.until("the replica may be written over", func() bool { return receiver().KeptElsewhere })
+	w.west.tooLarge = ""
+	for range 3 {
+		w.turn()
+	}
+	if !receiver().KeptElsewhere {
+		t.Error("it was taken back before a point came")
+	}
+	w.east.trigger("app", "next")
+	w.until("the next point", w.east.committed("app", "next"))
+	w.until("the spool is asked first again", func() bool { c := receiver(); return c.Spool != "" && !c.KeptElsewhere })
+
+	// Without a snapshot of what the replica holds there is nothing else that keeps it.
+	point := w.west.link("app").RecoveryPoint.Point
+	w.west.must(w.west.kube.DeleteAllOf(t.Context(), &snapshotv1.VolumeSnapshot{}, client.InNamespace(w.namespace), client.MatchingLabels{v1alpha1.LabelPoint: point}))
+	w.west.tooLarge = "20261121t120000-0000ab"
+	for range 5 {
+		w.turn()
+	}
+	if receiver().KeptElsewhere {
+		t.Error("the only copy of the point may be written over")
 	}
 }

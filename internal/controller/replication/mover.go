@@ -153,12 +153,16 @@ func mountDevice(pod *corev1.PodSpec, index int, claim string) {
 // clone is the block claim a member's snapshot is read through.
 func clone(v *view, index int, from *snapshot.Seen, size int64, class *string) *corev1.PersistentVolumeClaim {
 	s := v.status.Session
+	return blockClaim(v, snapshot.MemberName(v.rep.Name, s.Point, index), componentClone, from, size, class)
+}
+
+// blockClaim is a block claim made from a snapshot.
+func blockClaim(v *view, name, component string, from *snapshot.Seen, size int64, class *string) *corev1.PersistentVolumeClaim {
 	block, group := corev1.PersistentVolumeBlock, "snapshot.storage.k8s.io"
-	labels := with(v.names.labels(componentClone), v1alpha1.LabelPoint, s.Point)
 	return &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: v.rep.Namespace, Name: snapshot.MemberName(v.rep.Name, s.Point, index), Labels: labels,
-			Annotations: map[string]string{v1alpha1.AnnotationVolume: s.Claims[index]}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)},
+			Namespace: v.rep.Namespace, Name: name, Labels: with(v.names.labels(component), v1alpha1.LabelPoint, from.Point),
+			Annotations: map[string]string{v1alpha1.AnnotationVolume: from.Claim}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)},
 		},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &block, StorageClassName: class,

@@ -9,6 +9,7 @@ import (
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
@@ -180,5 +181,21 @@ func TestPodsThatEndedHoldNothing(t *testing.T) {
 		pod("failed", corev1.PodFailed, "data"), pod("other", corev1.PodRunning, "logs"), scratch}
 	if got := mounting(pods, []string{"data", "job-scratch"}); !slices.Equal(got, []string{"job", "runs", "waits"}) {
 		t.Errorf("users: %v", got)
+	}
+}
+
+// A spool takes what its file system and the digest maps leave of its claim, and half of it at least.
+func TestASpoolIsBounded(t *testing.T) {
+	v := viewOf()
+	if got := spoolLimit(v); got != 0 {
+		t.Errorf("without a spool: %d", got)
+	}
+	spool := corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: v.names.spool()}}
+	for request, want := range map[string]int64{"100Gi": 90 << 30, "10Mi": 9 << 20} {
+		spool.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(request)}
+		v.claims = []corev1.PersistentVolumeClaim{spool}
+		if got := spoolLimit(v); got != want {
+			t.Errorf("%s: %d, want %d", request, got, want)
+		}
 	}
 }

@@ -1,6 +1,8 @@
 package replication
 
 import (
+	"strconv"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
@@ -12,6 +14,8 @@ const (
 	componentClone   = "clone"
 	componentReplica = "replica"
 	componentSpool   = "spool"
+	// componentRollback is of claims, Job and pods of a rollback.
+	componentRollback = "rollback"
 )
 
 const (
@@ -21,6 +25,8 @@ const (
 	annotationUsed = "lifeboat.dev/used"
 	// annotationHolds tells what the volumes held when a spool was made: "nothing" or "data".
 	annotationHolds = "lifeboat.dev/replica-holds"
+	// annotationKept names, on a receiver, the point that a delta may be written over that its spool cannot hold.
+	annotationKept = "lifeboat.dev/kept-elsewhere"
 	// annotationSealed marks a spool that holds nothing the replica does not.
 	annotationSealed = "lifeboat.dev/sealed"
 	// labelConfig is the digest of the configuration a receiver runs with.
@@ -35,6 +41,15 @@ type names struct {
 // job of a session, and its ConfigMap. A ConfigMap per point: a kubelet may mount the content of a moment ago, and
 // that must not be another point's.
 func (n names) job(point string) string { return snapshot.Name("lb", n.replication, n.rlink, point) }
+
+// rollback is the Job of a rollback, and its ConfigMap.
+func (n names) rollback(point string) string {
+	return snapshot.Name("lb", n.replication, n.rlink, "rollback", point)
+}
+
+func (n names) rollbackClaim(point string, index int) string {
+	return snapshot.Name("lb", n.replication, "rollback", point, strconv.Itoa(index))
+}
 
 // mover is the Secret with the source mover's identity, and the account whose tokens it shows to drivers' services.
 func (n names) mover() string { return snapshot.Name("lb", n.replication, n.rlink, "mover") }

@@ -284,6 +284,10 @@ func (s *side) playMovers() {
 		switch pod.Labels[v1alpha1.LabelComponent] {
 		case v1alpha1.ComponentReceiver:
 			s.playReceiver(pod)
+		case componentRollback:
+			if !s.holdMovers {
+				s.playRollback(pod)
+			}
 		case v1alpha1.ComponentSourceMover:
 			if !s.holdMovers {
 				s.playSource(pod)
@@ -319,7 +323,7 @@ func (s *side) playReceiver(pod *corev1.Pod) {
 	if !state.Applied {
 		state.Phase = engine.PhaseApplying
 	}
-	state.Committed = s.spooled(pod)
+	state.Committed, state.TooLarge = s.spooled(pod), s.tooLarge
 	s.states[pod.Status.PodIP] = state
 }
 
@@ -441,4 +445,19 @@ func (s *side) receiver(replication string) *corev1.Pod {
 		}
 	}
 	return nil
+}
+
+// playRollback does what the mover of a rollback does.
+func (s *side) playRollback(pod *corev1.Pod) {
+	var config engine.RollbackConfig
+	s.config(pod, &config)
+	if err := config.Validate(); err != nil {
+		s.w.t.Fatalf("%s: rollback: %v", s.name, err)
+	}
+	s.rolledBack = append(s.rolledBack, config.Point)
+	report := engine.Report{Point: config.Point, Done: true}
+	pod.Status.Phase = corev1.PodSucceeded
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: container, State: corev1.ContainerState{
+		Terminated: &corev1.ContainerStateTerminated{ExitCode: 0, Message: string(report.Encode()), Reason: "Ended"}}}}
+	s.must(s.kube.Status().Update(s.w.t.Context(), pod))
 }

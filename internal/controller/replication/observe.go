@@ -542,6 +542,9 @@ func (r *Reconciler) observeSources(ctx context.Context, s *sight) error {
 			return err
 		}
 		lead.source.Replica = lead.replica.seen
+		if lead.source.Rollback, err = r.observeRollback(ctx, lead); err != nil {
+			return err
+		}
 	}
 	// Peers are asked only when a session could start, or when this side is about to become the source: nothing else depends on them.
 	replica, inForce := s.lead().source.Replica, s.lead().inForce()

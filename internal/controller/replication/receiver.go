@@ -76,11 +76,20 @@ func (r *Reconciler) observeReplica(ctx context.Context, all *sight) error {
 	}
 	s.Door = v.replica.service != nil
 	s.Pair = pairPresence(v)
+	s.Rollback = rollbackLeft(v)
 	for _, claim := range v.formerPairs() {
 		s.Former = append(s.Former, claim.Annotations[v1alpha1.AnnotationVolume])
 	}
 	if v.replica.running, err = r.runningConfig(ctx, v); err != nil {
 		return err
+	}
+	address, silent := moverAddress(v.pods, v1alpha1.ComponentReceiver, ""), ""
+	if address != "" {
+		if state, err := r.Movers.State(ctx, v.key(), address); err != nil {
+			silent = err.Error()
+		} else {
+			v.state = &state
+		}
 	}
 	v.replica.wanted = r.targetConfig(v)
 	s.Regroups = v.replica.running != nil && !sameVolumes(v.replica.running.Volumes, v.replica.wanted.Volumes)
@@ -91,13 +100,11 @@ func (r *Reconciler) observeReplica(ctx context.Context, all *sight) error {
 	if s.Receiver == cycle.Absent {
 		return nil
 	}
-	if address := moverAddress(v.pods, v1alpha1.ComponentReceiver, ""); address != "" {
-		if state, err := r.Movers.State(ctx, v.key(), address); err != nil {
-			s.Trouble = err.Error()
-		} else {
-			v.state = &state
-			s.State = received(&state)
-		}
+	if silent != "" {
+		s.Trouble = silent
+	}
+	if v.state != nil {
+		s.State = received(v.state)
 	}
 	return nil
 }
@@ -268,9 +275,10 @@ func (r *Reconciler) targetConfig(v *view) engine.TargetConfig {
 	if spool := v.claim(v.names.spool()); spool != nil && spool.Annotations[annotationHolds] == string(engine.HoldsNothing) {
 		c.ReplicaHolds = engine.HoldsNothing
 	}
+	c.SpoolLimit, c.KeptElsewhere = spoolLimit(v), keptElsewhere(v) != ""
 	// While a replica is promoted its receiver keeps the members it has: what it committed is of these.
 	if v.rep.Spec.Role == v1alpha1.RoleSource && v.replica.running != nil {
-		c.Volumes = v.replica.running.Volumes
+		c.Volumes, c.SpoolLimit, c.KeptElsewhere = v.replica.running.Volumes, v.replica.running.SpoolLimit, v.replica.running.KeptElsewhere
 		return c
 	}
 	files := v.replicaIsFiles()
@@ -282,6 +290,43 @@ func (r *Reconciler) targetConfig(v *view) engine.TargetConfig {
 		c.Volumes = append(c.Volumes, volume)
 	}
 	return c
+}
+
+// spoolLimit is how many bytes a delta may take of the spool's claim: what its file system and the digest maps, 32 bytes for 64 KiB, leave. A
+// delta that is larger is refused with these words rather than by a full disk. It follows from what was asked for, which is known
+// before the claim is bound.
+func spoolLimit(v *view) int64 {
+	spool := v.claim(v.names.spool())
+	if spool == nil {
+		return 0
+	}
+	request := spool.Spec.Resources.Requests[corev1.ResourceStorage]
+	var group int64
+	for _, m := range v.members {
+		group += m.Size()
+	}
+	return max(request.Value()-request.Value()/10-group/1024, request.Value()/2)
+}
+
+// keptElsewhere is the point that a delta which is too large for the spool may be written over, because snapshots keep it; empty when none
+// may. It is allowed only once such a delta came, as each change starts the receiver again, and only for the point that
+// the replica holds then: after the next one the spool is asked first again.
+func keptElsewhere(v *view) string {
+	p := v.status.RecoveryPoint
+	if p == nil || v.replicaIsFiles() || v.rep.Spec.Role != v1alpha1.RoleTarget || v.rep.Status.Role != v1alpha1.RoleTarget {
+		return ""
+	}
+	asked := v.state != nil && v.state.TooLarge != "" && v.state.Committed != nil && v.state.Committed.ID == p.Point
+	allowed := v.replica.deployment != nil && v.replica.deployment.Annotations[annotationKept] == p.Point
+	if !asked && !allowed {
+		return ""
+	}
+	for _, claim := range v.pointMembers() {
+		if s := find(v, p.Point, snapshot.ForRecovery, claim); s == nil || !s.Ready || s.Deleting {
+			return ""
+		}
+	}
+	return p.Point
 }
 
 // configDigest names everything a receiver's pod depends on.
@@ -320,7 +365,7 @@ func (r *Reconciler) receiverDeployment(v *view) *appsv1.Deployment {
 	}
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v.rep.Namespace, Name: v.names.receiver(), Labels: v.names.labels(v1alpha1.ComponentReceiver),
-			OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
+			Annotations: map[string]string{annotationKept: keptElsewhere(v)}, OwnerReferences: []metav1.OwnerReference{ownedBy(v.rep)}},
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &one,
 			Selector: &metav1.LabelSelector{MatchLabels: selector},

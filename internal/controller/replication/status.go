@@ -44,6 +44,9 @@ func (r *Reconciler) tell(seen *sight, next []cycle.Decision, acted []error) {
 			r.remember(v, next[i])
 		}
 	}
+	if seen.rep.Spec.PromoteTo == "" {
+		status.PromotedTo = ""
+	}
 	status.ObservedGeneration = seen.rep.Generation
 	status.Phase = phase(next)
 	// A session's members stay while it runs, and a group that cannot be read right now has not become empty.
@@ -121,6 +124,9 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 			v.status.BasePoint, v.status.NextRun = "", nil
 		}
 		v.status.GroupSnapshotsRefusedAt = nil // of the former role
+		if v.source != nil && v.rep.Spec.PromoteTo != "" {
+			v.rep.Status.PromotedTo = v.rep.Spec.PromoteTo
+		}
 		r.forget(v.linkKey())
 	case cycle.StartSession:
 		v.status.Session = &v1alpha1.SessionStatus{
@@ -144,6 +150,16 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 		resynchronised(v)
 	case cycle.FailSession:
 		end(v, resultFailed, d.Message, v.report)
+	case cycle.BeginRollback:
+		v.rep.Status.RollingBackTo, v.status.RecoveryPoint = v.rep.Spec.PromoteTo, nil
+	case cycle.RecordRollback:
+		v.rep.Status.RollingBackTo, v.rep.Status.PromotedTo = "", v.rep.Spec.PromoteTo
+		v.status.RecoveryPoint = rolledBack(v)
+	case cycle.RemoveRollback:
+		// On a target the replica is set up anew; until then there is no point, and nothing to roll back.
+		if v.target != nil {
+			v.rep.Status.RollingBackTo = ""
+		}
 	case cycle.SealSpool:
 		if applied := v.replica.seen.State.Applied; applied.Point != "" {
 			v.status.RecoveryPoint = point(applied, nil)

@@ -170,6 +170,7 @@ func TestRemovedByHand(t *testing.T) {
 	}
 }
 
+// M-104: a session that does not end well leaves the recovery points as they are.
 func TestARefusedSessionFailsWithTheMoversWords(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -185,6 +186,9 @@ func TestARefusedSessionFailsWithTheMoversWords(t *testing.T) {
 	}
 	if c := conditionOf(w.east.get("app"), v1alpha1.ConditionReplicated); c.Status != "False" || c.Reason != reasonSessionFailed {
 		t.Errorf("Replicated: %+v", c)
+	}
+	if points := w.west.link("app").RecoveryPoints; len(w.west.snapshots()) != 1 || len(points) != 1 || points[0].Point == last.Point {
+		t.Errorf("recovery points after a failed session: %+v, snapshots %v", points, w.west.snapshots())
 	}
 	w.until("its Job and claims are gone, the base is not", func() bool { return len(w.east.claims()) == 1 && len(w.east.snapshots()) == 1 })
 	w.east.ends = nil

@@ -225,6 +225,10 @@ type side struct {
 	stuck           string
 	// refuseGroups is what the driver says to group snapshots when it does not take them.
 	refuseGroups string
+	// tooLarge is the point whose delta the receiver could not spool.
+	tooLarge string
+	// rolledBack are the points that rollbacks were run to.
+	rolledBack []string
 	// fresh makes another manager for each step when set.
 	fresh     func() *Reconciler
 	addresses int

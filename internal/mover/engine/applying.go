@@ -24,6 +24,7 @@ func (t *Target) commit(ctx context.Context) error {
 		return classify("spool "+t.cfg.Spool, err)
 	}
 	committed := t.parts.Now()
+	t.overflow = ""
 	t.note()
 	t.meter.phase(PhaseApplying, "")
 	err := t.apply(ctx)

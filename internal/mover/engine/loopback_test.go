@@ -394,6 +394,10 @@ func TestADeltaThatTheSpoolCannotHold(t *testing.T) {
 		t.Errorf("state of the target: %+v", st)
 	}
 
+	if st := s.await(func(st engine.State) bool { return st.Phase == engine.PhaseIdle }); st.TooLarge != "p2" {
+		t.Errorf("the target does not tell whose delta was too large: %+v", st)
+	}
+
 	// A recovery point that also exists elsewhere is not lost when the replica is overwritten.
 	if err := s.stop(); err != nil {
 		t.Fatal(err)
@@ -402,6 +406,9 @@ func TestADeltaThatTheSpoolCannotHold(t *testing.T) {
 	s.start()
 	r = s.mustRun(s.session("p2"))
 	s.mustEqual()
+	if st := s.await(func(st engine.State) bool { return st.Phase == engine.PhaseIdle }); st.TooLarge != "" {
+		t.Errorf("it is committed, and still too large: %+v", st)
+	}
 	if !r.Direct || !strings.Contains(r.TierReason, "kept elsewhere") {
 		t.Errorf("expected a direct delta: %+v", r)
 	}

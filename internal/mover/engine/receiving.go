@@ -303,6 +303,7 @@ func (r *receiver) settle(err, stored error) error {
 		return errors.Join(t.spool.Drop(), t.spool.SetMaps(nil))
 	case errors.As(err, &full):
 		t.live = nil
+		t.overflow = r.hello.Point
 		if t.cfg.KeptElsewhere {
 			t.tooLarge = r.hello.Point
 		}

@@ -69,6 +69,7 @@ type State struct {
 	Applied       bool           `json:"applied,omitempty"`   // the replica holds the committed point, durably
 	Verified      *session.Point `json:"verified,omitempty"`  // the last point that was compared with its source, block by block
 	SpoolBytes    int64          `json:"spoolBytes,omitempty"`
+	TooLarge      string         `json:"tooLarge,omitempty"`      // the point whose delta the spool could not hold, until one is committed
 	SpoolPosition int64          `json:"spoolPosition,omitempty"` // bytes of the group that lie before it
 
 	// Of a source that has ended.

@@ -46,6 +46,8 @@ type Target struct {
 	live  *session.Target // of the half delta, kept from the connection before; nil: read it from the spool
 	// tooLarge is the point whose delta the spool could not hold, and whose replica is kept elsewhere.
 	tooLarge string
+	// overflow is the point whose delta the spool could not hold, wherever the replica is kept; for whoever decides on that.
+	overflow string
 
 	mu      sync.Mutex
 	holding session.Holding         // as of the last change of the spool
@@ -154,7 +156,7 @@ func (t *Target) note() {
 	t.meter.set(func(s *State) {
 		s.Epoch = max(st.Epoch, t.cfg.Epoch)
 		s.Committed, s.Applied, s.Verified = st.Committed, st.Applied, st.Verified
-		s.SpoolBytes = t.spool.Size()
+		s.SpoolBytes, s.TooLarge = t.spool.Size(), t.overflow
 	})
 }
 
