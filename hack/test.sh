@@ -27,7 +27,7 @@ else
   echo "SKIPPED in plain sight: tests on an API server, on a storage pool and on two clusters need Linux and root"
 fi
 step "tests"
-go test -timeout 10m ./...
+go test -timeout 25m ./...
 (cd test/clusters && go test -short ./...)
 if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ]; then
   step "a short story on two clusters"
