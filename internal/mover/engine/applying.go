@@ -53,13 +53,14 @@ func (t *Target) redo(ctx context.Context) error {
 		err = t.spool.Abandon()
 	}
 	if err == nil {
-		t.sweep()
+		// Nobody waits here, so a disk that fails is told of rather than found out by the next session.
+		err = classify("spool "+t.cfg.Spool, t.spool.Sweep())
 	}
 	t.note()
 	return err
 }
 
-// sweep removes a delta that is applied. What stays behind for now is removed by the next one.
+// sweep removes a delta that is applied, once its source was told. What stays behind for now is removed by the next one.
 func (t *Target) sweep() {
 	if err := t.spool.Sweep(); err != nil {
 		t.parts.Log.Warn("a delta that is applied was not removed", "error", err.Error())
