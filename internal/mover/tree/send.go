@@ -722,8 +722,11 @@ func (p *planner) hand(u *unit) error {
 	case p.s.work <- u:
 		return nil
 	case <-p.s.ctx.Done():
+		// It has its place already, and no reader will come: who has got to it would wait for ever.
 		u.drop()
-		return context.Cause(p.s.ctx)
+		u.err = context.Cause(p.s.ctx)
+		close(u.ready)
+		return u.err
 	}
 }
 
