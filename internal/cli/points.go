@@ -76,14 +76,6 @@ func (p keptPoint) restorable() (bool, string) {
 	return true, "yes"
 }
 
-func (p keptPoint) claims() []string {
-	var out []string
-	for _, s := range p.snapshots {
-		out = append(out, s.Claim)
-	}
-	return out
-}
-
 // size is what the claims made from the point take at least.
 func (p keptPoint) size() int64 {
 	var sum int64

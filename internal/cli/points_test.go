@@ -157,3 +157,11 @@ func TestRestoreMakesNewClaimsOnly(t *testing.T) {
 		t.Errorf("without a suffix: %v", err)
 	}
 }
+
+func (p keptPoint) claims() []string {
+	var out []string
+	for _, s := range p.snapshots {
+		out = append(out, s.Claim)
+	}
+	return out
+}

@@ -39,12 +39,13 @@ func (s *Story) MakeRoom(ctx context.Context) error {
 			if apierrors.IsNotFound(err) {
 				return true, "", nil
 			}
-			return false, fmt.Sprintf("namespace %s is being deleted: %s", s.Namespace, namespaceRemains(&ns)), err
+			return false, fmt.Sprintf("namespace %s is being deleted: %s", s.Namespace, NamespaceRemains(&ns)), err
 		})
 	})
 }
 
-func namespaceRemains(ns *corev1.Namespace) string {
+// NamespaceRemains is what the cluster says still keeps a namespace that is being deleted.
+func NamespaceRemains(ns *corev1.Namespace) string {
 	var remains []string
 	for _, c := range ns.Status.Conditions {
 		if c.Status == corev1.ConditionTrue {

@@ -71,12 +71,13 @@ func (s *orderedStory) clear(ctx context.Context) {
 	for _, c := range []demo.Cluster{s.home, s.away} {
 		deadline := time.Now().Add(2 * time.Minute)
 		for {
-			err := c.Client.Get(ctx, client.ObjectKey{Name: groupSpace}, &corev1.Namespace{})
+			var ns corev1.Namespace
+			err := c.Client.Get(ctx, client.ObjectKey{Name: groupSpace}, &ns)
 			if apierrors.IsNotFound(err) {
 				break
 			}
 			if time.Now().After(deadline) {
-				s.t.Errorf("%s: namespace %s is not gone: %v", c.Name, groupSpace, err)
+				s.t.Errorf("%s: namespace %s is not gone: %v; %s", c.Name, groupSpace, err, demo.NamespaceRemains(&ns))
 				break
 			}
 			time.Sleep(200 * time.Millisecond)

@@ -168,14 +168,12 @@ func (t *turns) learn(ctx context.Context, live client.Reader, now time.Time) er
 // entryOf is a link as its Replication shows it.
 func entryOf(rep *v1alpha1.Replication, link v1alpha1.Rlink, now time.Time) queue.Entry {
 	e := queue.Entry{Name: linkKey{client.ObjectKeyFromObject(rep), link.RlinkName}.entryName(), Seen: now}
-	var status v1alpha1.RlinkStatus
-	for _, s := range rep.Status.Rlinks {
-		if s.RlinkName == link.RlinkName {
-			status = s
-		}
+	status := statusOf(rep, link.RlinkName)
+	if status == nil {
+		status = &v1alpha1.RlinkStatus{}
 	}
 	e.Running = status.Session != nil && rep.Status.Role == v1alpha1.RoleSource
-	e.Breach = breach(rep, link, &status, now)
+	e.Breach = breach(rep, link, status, now)
 	if rep.Status.Role == v1alpha1.RoleSource && status.NextRun != nil && !status.NextRun.After(now) && now.Sub(status.NextRun.Time) <= schedule.MaxLate {
 		e.Since = status.NextRun.Time
 	}
