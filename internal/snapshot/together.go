@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -403,6 +404,15 @@ func Adopt(ctx context.Context, c client.Client, replication types.NamespacedNam
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// makingFor is how long a group snapshot may be in the making before it counts as one that never will be.
+const makingFor = 30 * time.Second
+
+// BeingMade tells whether a member belongs to a group snapshot that its storage is still making. One that is deleted meanwhile
+// leaves members behind (see FreeStranded).
+func (s Seen) BeingMade(now time.Time) bool {
+	return s.Group != "" && !s.Deleting && !s.Ready && s.Error == "" && now.Sub(s.CreatedAt) < makingFor
 }
 
 // Remove deletes snapshots, and whole groups where they belong to one: their members go together. What is gone is no error.

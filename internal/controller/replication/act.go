@@ -305,7 +305,15 @@ func (r *Reconciler) takeSnapshots(ctx context.Context, v *view) error {
 	if v.way.GroupClass == "" {
 		return fmt.Errorf("cut the members of PVCGroup %s/%s at one instant: %s", v.rep.Namespace, v.rep.Spec.PVCGroupName, v.way.Message)
 	}
-	return point.TakeTogether(ctx, r.Client, members, v.way.GroupClass)
+	return r.takeTogether(ctx, point, members, v.way.GroupClass)
+}
+
+// takeTogether asks for a group snapshot, and frees first what an earlier one left behind that ended while it was made.
+func (r *Reconciler) takeTogether(ctx context.Context, point snapshot.Point, members []snapshot.Member, class string) error {
+	if _, err := snapshot.FreeStranded(ctx, r.Live, r.Client, point.Namespace); err != nil {
+		return err
+	}
+	return point.TakeTogether(ctx, r.Client, members, class)
 }
 
 // settleCut takes the labels off that the storage chose the members by, and labels what it made instead.
@@ -732,7 +740,7 @@ func (r *Reconciler) takeRecoveryPoint(ctx context.Context, v *view) error {
 		classes[i] = members[i].Class
 	}
 	if way := v.cut(); way.Cut == v1alpha1.CutAtomic && len(members) > 1 {
-		return point.TakeTogether(ctx, r.Client, members, way.GroupClass)
+		return r.takeTogether(ctx, point, members, way.GroupClass)
 	}
 	return point.Take(ctx, r.Client, claims, classes)
 }

@@ -15,12 +15,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/internal/cycle"
+	"lifeboat.dev/lifeboat/internal/snapshot"
 )
 
 // listable are the kinds of a cluster that have lists; they stay the same while tests run.
@@ -241,6 +243,82 @@ func TestRetainedRecoveryPointsStay(t *testing.T) {
 	var stored snapshotv1.VolumeSnapshotContent
 	if err := w.west.kube.Get(t.Context(), client.ObjectKey{Name: *content.Status.BoundVolumeSnapshotContentName}, &stored); err != nil {
 		t.Errorf("its storage: %v", err)
+	}
+}
+
+// A group snapshot that is being made is waited for: deleted under its storage's hands it leaves members behind.
+func TestADeletionWaitsForAGroupSnapshotThatIsBeingMade(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protectTogether(w, groupingClass, nil, "data", "wal")
+	w.east.holdSnapshots = true
+	w.east.trigger("app", "now")
+	w.until("it is being made", func() bool { return len(w.east.groups(snapshot.ForSession)) == 2 })
+	w.skip = 0 // objects bear the API server's time
+	w.east.must(w.east.kube.Delete(t.Context(), w.east.get("app")))
+	for range 5 {
+		w.turn()
+	}
+	if groups, marked := w.east.groups(snapshot.ForSession), w.east.marked(); len(groups) != 1 || len(marked) != 2 {
+		t.Errorf("while one is being made: group snapshots %v, labelled claims %v", groups, marked)
+	}
+	w.east.holdSnapshots = false
+	w.until("all is gone", func() bool {
+		return w.east.get("app") == nil && len(w.east.groups(snapshot.ForSession)) == 0 && len(w.east.snapshots()) == 0 && len(w.east.marked()) == 0
+	})
+	// One that is never made is not waited for.
+	w.west.must(w.west.kube.Delete(t.Context(), w.west.get("app")))
+	w.until("the target is gone", func() bool { return w.west.get("app") == nil })
+	w.east.replication("app", v1alpha1.RoleSource)
+	w.until("a first point", w.east.committed("app", ""))
+	w.east.holdSnapshots = true
+	w.east.trigger("app", "then")
+	w.until("another one is being made", func() bool { return len(w.east.groups(snapshot.ForSession)) == 2 })
+	w.east.must(w.east.kube.Delete(t.Context(), w.east.get("app")))
+	w.skip += 40 * time.Second
+	w.until("all is gone again", func() bool { return w.east.get("app") == nil && len(w.east.groups(snapshot.ForSession)) == 0 })
+}
+
+// Members whose group snapshot is gone, bound to their content or not yet, go with the Replication. The snapshot controller leaves
+// them with its finalizer. Members of somebody else's are not touched.
+func TestStrandedMembersOfAGroupSnapshotAreFreed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protectTogether(w, groupingClass, nil, "data", "wal")
+	strand := func(group, name string) {
+		member := &snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "snapshot-" + w.namespace + name,
+			Finalizers:      []string{"snapshot.storage.kubernetes.io/volumesnapshot-in-group-protection"},
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "groupsnapshot.storage.k8s.io/v1", Kind: "VolumeGroupSnapshot", Name: group, UID: types.UID("gone-" + group)}}},
+			Spec: snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: new(string)}}}
+		w.east.must(w.east.kube.Create(t.Context(), member))
+		handle := "volume"
+		w.east.must(w.east.kube.Create(t.Context(), &snapshotv1.VolumeSnapshotContent{ObjectMeta: metav1.ObjectMeta{Name: "snapcontent-" + w.namespace + name},
+			Spec: snapshotv1.VolumeSnapshotContentSpec{Driver: groupingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete,
+				Source:            snapshotv1.VolumeSnapshotContentSource{VolumeHandle: &handle},
+				VolumeSnapshotRef: corev1.ObjectReference{Namespace: w.namespace, Name: member.Name}}}))
+	}
+	left := func(name string) bool {
+		member := w.east.kube.Get(t.Context(), w.east.key("snapshot-"+w.namespace+name), &snapshotv1.VolumeSnapshot{})
+		content := w.east.kube.Get(t.Context(), client.ObjectKey{Name: "snapcontent-" + w.namespace + name}, &snapshotv1.VolumeSnapshotContent{})
+		w.east.must(client.IgnoreNotFound(member))
+		w.east.must(client.IgnoreNotFound(content))
+		return member == nil || content == nil
+	}
+	strand("nightly", "theirs")
+	strand("lb-app-20261128t050354-eb5b98", "earlier")
+	w.east.trigger("app", "now")
+	w.until("a further point", w.east.committed("app", "now"))
+	if left("earlier") {
+		t.Error("a stranded member of ours is still there after the next group snapshot")
+	}
+	strand("lb-app-20261128t050454-5b98eb", "ours")
+	w.east.must(w.east.kube.Delete(t.Context(), w.east.get("app")))
+	w.until("the source is gone", func() bool { return w.east.get("app") == nil })
+	if left("ours") {
+		t.Error("a stranded member of ours, or its content, is still there")
+	}
+	if !left("theirs") {
+		t.Error("a member of a group snapshot that is none of ours is gone")
 	}
 }
 

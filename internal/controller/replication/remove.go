@@ -71,15 +71,22 @@ func (r *Reconciler) clear(ctx context.Context, rep *v1alpha1.Replication) (left
 		}
 	}
 	errs := []error{r.removeAll(ctx, v, c), r.leaveClaims(ctx, v), r.leaveGroup(ctx, v)}
+	stranded, err := snapshot.FreeStranded(ctx, r.Live, r.Client, rep.Namespace)
+	errs = append(errs, err)
+	// The storage chooses the members of a group snapshot by labels: they stay until it has.
+	making := slices.ContainsFunc(c.snapshots, func(s snapshot.Seen) bool { return s.BeingMade(r.Now()) })
 	all := r.views(rep)
 	for _, link := range append(all.links, all.gone...) {
 		link.members = v.members
-		errs = append(errs, r.release(ctx, link))
+		if !making {
+			errs = append(errs, r.release(ctx, link))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return true, err
 	}
-	return r.left(ctx, v)
+	left, err = r.left(ctx, v)
+	return left || stranded, err
 }
 
 // retained tells whether the recovery points stay. They are the replica's, whichever link brought them: one link that says so is enough.
@@ -111,6 +118,9 @@ func (r *Reconciler) removeAll(ctx context.Context, v *view, c *common) error {
 		errs = append(errs, r.delete(ctx, &corev1.PersistentVolumeClaim{}, v.rep.Namespace, claim.Name))
 	}
 	for _, s := range c.snapshots {
+		if s.BeingMade(r.Now()) {
+			continue // its turn comes when it is made: deleted now, it would leave members behind
+		}
 		if s.Purpose == snapshot.ForSession || !retained(v.rep) {
 			errs = append(errs, snapshot.Remove(ctx, r.Client, v.rep.Namespace, s))
 		}
