@@ -324,8 +324,11 @@ func TestLosingPowerAnywhereLeavesTheOldTreeOrTheNew(t *testing.T) {
 			pristine := filepath.Join(d.dir, "pristine")
 			must(t, d.copy(pristine))
 			want := look1(t, w.source)
-			step := 5 // 1 is every operation, and takes minutes
-			if testing.Short() {
+			step := 5
+			switch {
+			case os.Getenv("LIFEBOAT_TEST_LONG") != "":
+				step = 1 // every operation; takes minutes
+			case testing.Short():
 				step = 41
 			}
 			crashes := 0
