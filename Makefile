@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help build generate test lint e2e soak demo bench clusters-up clusters-down images
+.PHONY: help build generate test lint e2e soak demo bench bench-fleet clusters-up clusters-down images
 
 export CGO_ENABLED := 0
 export GOFLAGS := -buildvcs=false -trimpath
@@ -39,6 +39,9 @@ demo: images ## watch a database move to another cluster and home (KEEP=1 leaves
 
 bench: build ## measure the engine and print ratios
 	@hack/bench.sh
+
+bench-fleet: build ## measure what 3,000 replications cost one manager
+	@hack/bench-fleet.sh
 
 clusters-up: images ## two real Kubernetes clusters on this machine, with Lifeboat in both
 	@hack/clusters-up.sh
