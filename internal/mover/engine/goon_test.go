@@ -70,3 +70,46 @@ func TestASessionGoesOnWithAnotherOffer(t *testing.T) {
 		}
 	}
 }
+
+// M-101: a session that is cut at six tenths of a first copy, or of a delta, leaves about four tenths to the one that goes on; what was
+// written meanwhile goes with the next.
+func TestASessionThatWasCutLeavesTheRest(t *testing.T) {
+	const size = 40 << 20
+	t.Run("first copy", func(t *testing.T) {
+		w := newWorld(t, []member{{"data", size}})
+		w.write("data", 0, size, 1)
+		w.cut("new")
+		w.boot()
+		w.goesOnAtSixTenths("new", size)
+		w.down()
+	})
+	t.Run("delta", func(t *testing.T) {
+		w := newWorld(t, []member{{"data", 2 * size}})
+		w.write("data", 0, 2*size, 1)
+		w.cut("old")
+		w.boot()
+		w.sync("old")
+		w.write("data", size/2, size, 2)
+		w.cut("new")
+		w.goesOnAtSixTenths("new", size)
+		w.write("data", 3<<20, 1<<20, 3)
+		w.cut("meanwhile")
+		if r := w.sync("meanwhile"); r.BytesData != 1<<20 {
+			t.Errorf("what was written meanwhile is 1 MiB, and %d bytes were sent", r.BytesData)
+		}
+		w.down()
+	})
+}
+
+// goesOnAtSixTenths cuts a session that has so many bytes to send, and lets another go on.
+func (w *world) goesOnAtSixTenths(point string, whole int64) {
+	w.t.Helper()
+	w.interrupt(point, whole*6/10)
+	waitFor(w.t, func() bool { return w.target.State().Phase == engine.PhaseIdle })
+	r := w.sync(point)
+	w.t.Logf("cut at %d of %d bytes, the session that went on sent %d", whole*6/10, whole, r.BytesData)
+	// What was under way when the link was cut comes again: it had not been acknowledged.
+	if rest := whole * 4 / 10; r.Resumed != 1 || r.BytesData < rest || r.BytesData > rest+whole/10 {
+		w.t.Errorf("%d bytes were left to send, and %d were: %+v", rest, r.BytesData, r)
+	}
+}

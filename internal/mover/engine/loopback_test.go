@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -328,6 +329,37 @@ func TestWithAListOfChangesTheTimeFollowsTheDelta(t *testing.T) {
 		t.Errorf("a list that ends early: %s (%s)", r.Tier, r.TierReason)
 	}
 	s.mustEqual()
+}
+
+// M-102: one percent of the volume has changed, all over it, and one percent crosses the link, whether somebody lists the changes or the
+// source has to look for them.
+func TestOnePercentChangedIsOnePercentSent(t *testing.T) {
+	const (
+		size    = 200 << 20
+		changed = size / 100
+	)
+	s := newSite(t, size)
+	s.write(0, size, 1, false)
+	s.start()
+	s.mustRun(s.session("p1"))
+	for round, listed := range []bool{false, true} {
+		var extents []digest.Extent
+		for i := range int64(changed / digest.BlockSize) {
+			x := digest.Extent{Offset: i * 100 * digest.BlockSize, Length: digest.BlockSize}
+			s.write(x.Offset, int(x.Length), uint64(1000*(round+1))+uint64(i), false)
+			extents = append(extents, x)
+		}
+		cfg := s.session(fmt.Sprintf("p%d", round+2))
+		if listed {
+			cfg.Base, cfg.Volumes[0].Changes = fmt.Sprintf("p%d", round+1), s.list(extents...)
+		}
+		r := s.mustRun(cfg)
+		s.mustEqual()
+		t.Logf("%s: of %d bytes %d were changed, %d read, %d on the wire", r.Tier, r.BytesTotal, r.BytesChanged, r.BytesRead, r.BytesWire)
+		if r.BytesChanged != changed || r.BytesWire < changed || r.BytesWire > changed+changed/10 {
+			t.Errorf("listed %v: %d bytes were changed, %d found changed, %d sent", listed, changed, r.BytesChanged, r.BytesWire)
+		}
+	}
 }
 
 func TestVerifyingFindsWhatRottedAndRepairsIt(t *testing.T) {
