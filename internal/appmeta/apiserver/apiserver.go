@@ -27,6 +27,14 @@ type Servers struct {
 	mu      sync.Mutex
 	running map[string]*envtest.Environment
 	failed  map[string]error
+	atEnd   []func()
+}
+
+// AtEnd has something done after the tests and before the servers end: watches must end first, since a server waits for those who watch.
+func (s *Servers) AtEnd(do func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.atEnd = append(s.atEnd, do)
 }
 
 // Main runs the tests of a package and ends the servers they started.
@@ -35,6 +43,9 @@ func (s *Servers) Main(m *testing.M) int {
 	code := m.Run()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, do := range s.atEnd {
+		do()
+	}
 	for name, server := range s.running {
 		if err := server.Stop(); err != nil {
 			fmt.Printf("stop API server %s: %v\n", name, err)

@@ -81,7 +81,7 @@ func TestALookAtRestWritesNothing(t *testing.T) {
 		w.turn()
 	}
 	for _, s := range []*side{w.east, w.west} {
-		c := &counting{Client: s.kube}
+		c := &counting{Client: s.live}
 		s.r.Client, s.r.Live = c, c
 		const looks = 5
 		for range looks {

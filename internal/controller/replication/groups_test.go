@@ -491,7 +491,11 @@ func TestADeltaThatIsTooLargeForTheSpool(t *testing.T) {
 
 	// Without a snapshot of what the replica holds there is nothing else that keeps it.
 	point := w.west.link("app").RecoveryPoint.Point
-	w.west.must(w.west.kube.DeleteAllOf(t.Context(), &snapshotv1.VolumeSnapshot{}, client.InNamespace(w.namespace), client.MatchingLabels{v1alpha1.LabelPoint: point}))
+	var kept snapshotv1.VolumeSnapshotList
+	w.west.must(w.west.kube.List(t.Context(), &kept, client.InNamespace(w.namespace), client.MatchingLabels{v1alpha1.LabelPoint: point}))
+	for i := range kept.Items {
+		w.west.must(w.west.kube.Delete(t.Context(), &kept.Items[i]))
+	}
 	w.west.tooLarge = "20261121t120000-0000ab"
 	for range 5 {
 		w.turn()

@@ -88,7 +88,7 @@ func (s *side) deletionPolicy(class string) snapshotv1.DeletionPolicy {
 func (s *side) playContents() {
 	ctx := s.w.t.Context()
 	var contents snapshotv1.VolumeSnapshotContentList
-	s.must(s.kube.List(ctx, &contents))
+	s.must(s.kube.List(ctx, &contents, client.MatchingFields{ofNamespace: s.w.namespace}))
 	for i := range contents.Items {
 		content := &contents.Items[i]
 		if ref := content.Spec.VolumeSnapshotRef; ref.Namespace != s.w.namespace || content.Spec.DeletionPolicy != snapshotv1.VolumeSnapshotContentDelete {
@@ -216,7 +216,7 @@ func (s *side) release(claim *corev1.PersistentVolumeClaim) {
 func (s *side) playVolumes() {
 	ctx := s.w.t.Context()
 	var volumes corev1.PersistentVolumeList
-	s.must(s.kube.List(ctx, &volumes))
+	s.must(s.kube.List(ctx, &volumes, client.MatchingFields{ofNamespace: s.w.namespace}))
 	for i := range volumes.Items {
 		volume := &volumes.Items[i]
 		if ref := volume.Spec.ClaimRef; ref == nil || ref.Namespace != s.w.namespace || volume.DeletionTimestamp.IsZero() || volume.Status.Phase == corev1.VolumeBound && s.bound(volume) {
@@ -432,6 +432,17 @@ func (s *side) playSource(pod *corev1.Pod) {
 	s.must(s.kube.Status().Update(s.w.t.Context(), pod))
 }
 
+// named is the cluster that a mover's identity is of.
+func (w *world) named(uri string) *side {
+	for _, s := range w.sides() {
+		if strings.HasPrefix(uri, "lifeboat://"+s.name+"/") {
+			return s
+		}
+	}
+	w.t.Fatalf("nobody is %s", uri)
+	return nil
+}
+
 // ending is how a session ends now; nil while it goes on.
 func (s *side) ending(config engine.SourceConfig) *ending {
 	if s.ends != nil {
@@ -439,12 +450,13 @@ func (s *side) ending(config engine.SourceConfig) *ending {
 			return end
 		}
 	}
-	receiver := s.peer.receiver(config.Replication)
+	peer := s.w.named(config.PeerIdentity)
+	receiver := peer.receiver(config.Replication)
 	if receiver == nil {
 		return nil
 	}
 	var target engine.TargetConfig
-	s.peer.config(receiver, &target)
+	peer.config(receiver, &target)
 	if target.Epoch > config.Epoch {
 		return &ending{exitRefused, &engine.Report{Point: config.Point, Error: "the source's epoch is stale", Kind: engine.KindStaleEpoch}}
 	}
@@ -457,17 +469,17 @@ func (s *side) ending(config engine.SourceConfig) *ending {
 		return &ending{exitRefused, &engine.Report{Point: config.Point, Error: "the sizes differ", Kind: engine.KindConflict}}
 	}
 	tier := "digest"
-	if target.ReplicaHolds == engine.HoldsNothing && s.peer.spooled(receiver) == nil {
+	if target.ReplicaHolds == engine.HoldsNothing && peer.spooled(receiver) == nil {
 		tier = "full"
 	}
 	raw, err := json.Marshal(movers.Point{ID: config.Point, Time: config.PointTime, Epoch: config.Epoch, Cut: config.Cut})
 	if err != nil {
 		s.w.t.Fatal(err)
 	}
-	spool := s.peer.spool(receiver)
+	spool := peer.spool(receiver)
 	before := spool.DeepCopy()
 	spool.Annotations["test/committed"] = string(raw)
-	s.must(s.peer.kube.Patch(s.w.t.Context(), spool, client.MergeFrom(before)))
+	s.must(peer.kube.Patch(s.w.t.Context(), spool, client.MergeFrom(before)))
 	return &ending{0, &engine.Report{Point: config.Point, Done: true, Tier: tier, TierReason: "as it was", Attempts: 1, BytesRead: 1 << 30, BytesChanged: 4096, BytesSent: 2048}}
 }
 

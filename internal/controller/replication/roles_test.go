@@ -1,17 +1,20 @@
 package replication
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/internal/cycle"
+	"lifeboat.dev/lifeboat/internal/snapshot"
 )
 
 func (s *side) role(name string, role v1alpha1.Role) {
@@ -156,6 +159,173 @@ func TestATakeoverByHandIsAcknowledgedAndRemembered(t *testing.T) {
 	})
 }
 
+// M-093: a peer that nobody can reach, for as long as that may be, promotes nobody; when it is back each side is what it was, and after a
+// takeover by hand nobody goes home by itself.
+func TestNobodyIsPromotedByAPeerThatIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protect(w, "data")
+	before := w.west.get("app")
+	stays := func(when string) {
+		t.Helper()
+		for _, s := range []*side{w.east, w.west} {
+			role := map[string]v1alpha1.Role{"east": v1alpha1.RoleSource, "west": v1alpha1.RoleTarget}[s.name]
+			if r := s.get("app"); r.Spec.Role != role || r.Status.Role != role || r.Status.Epoch != before.Status.Epoch || r.Status.ClaimedEpoch != nil || r.Status.Takeover != nil {
+				t.Fatalf("%s %s is %s", s.name, when, describe(r))
+			}
+		}
+	}
+	w.west.offline, w.east.offline = true, true
+	for range 6 {
+		w.turn()
+		w.skip += 12 * time.Hour
+		w.turn()
+		stays("with the peer away")
+	}
+	if !slices.Contains(w.west.claims(), "lb-data-replica") {
+		t.Error("the replica was taken apart while the peer was away")
+	}
+	w.west.offline, w.east.offline = false, false
+	w.east.trigger("app", "back")
+	w.until("replication goes on as it was", w.east.committed("app", "back"))
+	stays("with the peer back")
+
+	// A person takes over. The former source comes back, and nothing but a person leads home.
+	w.west.offline, w.east.offline = true, true
+	w.west.edit("app", func(r *v1alpha1.Replication) {
+		r.Spec.Role, r.Spec.AcknowledgePeerLost = v1alpha1.RoleSource, w.west.link("app").RecoveryPoint.Point
+	})
+	w.until("taken over", w.west.is("app", v1alpha1.RoleSource))
+	epoch := w.west.get("app").Status.Epoch
+	w.west.offline, w.east.offline = false, false
+	w.until("the former source is told", func() bool { return w.east.ready("app").Reason == cycle.ReasonStaleEpoch })
+	for range 6 {
+		w.turn()
+		w.skip += 12 * time.Hour
+		w.turn()
+		if r := w.west.get("app"); r.Spec.Role != v1alpha1.RoleSource || r.Status.Role != v1alpha1.RoleSource || r.Status.Epoch != epoch {
+			t.Fatalf("the side that took over is %s", describe(r))
+		}
+		if r := w.east.get("app"); r.Spec.Role != v1alpha1.RoleSource || r.Spec.Epoch >= epoch || r.Status.Epoch >= epoch {
+			t.Fatalf("the former source is %s", describe(r))
+		}
+	}
+}
+
+// M-017: roles are swapped ten times, as an application that follows the sun does. Each swap goes on from the newest point, by what
+// differs, and leaves no object behind.
+func TestRolesAreSwappedAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protect(w, "data")
+	volumes := w.volumes("data")
+	// What is there at rest: all that has a name of its own, and the snapshots that sessions go on from.
+	at := func() (out [2][]string) {
+		w.until("rest", func() bool { return w.east.idle("app")() && w.west.idle("app")() })
+		for i, s := range []*side{w.east, w.west} {
+			var bases snapshotv1.VolumeSnapshotList
+			s.must(s.kube.List(t.Context(), &bases, client.InNamespace(w.namespace), client.MatchingLabels{snapshot.LabelPurpose: string(snapshot.ForSession)}))
+			out[i] = slices.Concat(kindsOf(s.made()), s.claims(), []string{fmt.Sprint(len(bases.Items), " bases")})
+		}
+		return out
+	}
+	var before [2][]string
+	from, to := w.east, w.west
+	for swap := range 10 {
+		from.role("app", v1alpha1.RoleTarget)
+		w.until("the source is left", from.is("app", v1alpha1.RoleTarget))
+		newest := to.link("app").RecoveryPoint.Point
+		to.role("app", v1alpha1.RoleSource)
+		w.until("the roles are swapped", to.is("app", v1alpha1.RoleSource))
+		if got := to.link("app").RecoveryPoint.Point; got != newest {
+			t.Fatalf("swap %d: %s was promoted with point %s, the newest is %s", swap, to.name, got, newest)
+		}
+		w.until("the way back", to.inStep("app"))
+		if last := to.link("app").LastSession; last.Tier != v1alpha1.TierDigest {
+			t.Errorf("swap %d: the way back took tier %s", swap, last.Tier)
+		}
+		from, to = to, from
+		// After two each side has been both, and a swap leaves nothing more.
+		if swap == 1 {
+			before = at()
+		}
+	}
+	after := at()
+	for i, s := range []*side{w.east, w.west} {
+		if !slices.Equal(after[i], before[i]) {
+			t.Errorf("%s after ten swaps holds\n  %s\nafter two\n  %s", s.name, strings.Join(after[i], "\n  "), strings.Join(before[i], "\n  "))
+		}
+	}
+	if now := w.volumes("data"); now != volumes {
+		t.Errorf("the claims' volumes were %s, are %s", volumes, now)
+	}
+}
+
+// M-017, M-084: one source feeds two clusters. When one of them becomes the source, the other switches to it by itself and the former
+// source follows; beside that the new source is the target of another application.
+func TestOneSourceFeedsTwoClustersAndOneOfThemBecomesTheSource(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.withSouth()
+	to := func(rlink, cluster string) v1alpha1.Rlink {
+		return v1alpha1.Rlink{RlinkName: rlink, ClusterPair: "to-" + cluster}
+	}
+	w.east.claim("data", "1Gi", className)
+	w.east.group("app", "data")
+	w.east.replication("app", v1alpha1.RoleSource, func(r *v1alpha1.Replication) {
+		r.Spec.Rlinks = []v1alpha1.Rlink{to("ew", "west"), to("es", "south")}
+	})
+	// fed reports that the source's last session on that link is a whole one of its epoch, whose point the peer has recorded.
+	fed := func(source *side, rlink string, peer *side) bool {
+		rep, here, kept := source.get("app"), source.linkOf("app", rlink), peer.linkOf("app", rlink)
+		return rep.Status.Role == v1alpha1.RoleSource && here.LastSession != nil && here.LastSession.Result == "Committed" && here.RecoveryPoint.Epoch == rep.Status.Epoch &&
+			kept.RecoveryPoint != nil && kept.RecoveryPoint.Point == here.RecoveryPoint.Point
+	}
+	w.until("both have a point", func() bool { return fed(w.east, "ew", w.west) && fed(w.east, "es", w.south) })
+
+	// Every cluster has a link to both others.
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Rlinks = append(r.Spec.Rlinks, to("ws", "south")) })
+	w.south.edit("app", func(r *v1alpha1.Replication) { r.Spec.Rlinks = append(r.Spec.Rlinks, to("ws", "west")) })
+	w.east.role("app", v1alpha1.RoleTarget)
+	w.west.role("app", v1alpha1.RoleSource)
+	w.until("the new source feeds both", func() bool {
+		var sources []string
+		for _, s := range w.sides() {
+			if s.is("app", v1alpha1.RoleSource)() {
+				sources = append(sources, s.name)
+			}
+		}
+		if len(sources) > 1 {
+			t.Fatalf("sources: %v", sources)
+		}
+		return fed(w.west, "ew", w.east) && fed(w.west, "ws", w.south)
+	})
+	for _, rlink := range []string{"ew", "ws"} {
+		if last := w.west.linkOf("app", rlink).LastSession; last.Tier != v1alpha1.TierDigest {
+			t.Errorf("link %s began with tier %s", rlink, last.Tier)
+		}
+	}
+
+	w.south.claim("other", "1Gi", className)
+	w.south.group("other", "other")
+	w.south.replication("other", v1alpha1.RoleSource, func(r *v1alpha1.Replication) {
+		r.Spec.PVCGroupName, r.Spec.Rlinks = "other", []v1alpha1.Rlink{to("sw", "west")}
+	})
+	w.until("the new source is a target too", func() bool {
+		l := w.west.get("other")
+		return l != nil && l.Status.Role == v1alpha1.RoleTarget && w.west.linkOf("other", "sw").RecoveryPoint != nil
+	})
+	w.west.trigger("app", "again")
+	w.until("and goes on as a source", func() bool {
+		for _, rlink := range []string{"ew", "ws"} {
+			if last := w.west.linkOf("app", rlink).LastSession; last.TriggerNow != "again" || last.Result != "Committed" {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // lossy adds a second link, whose peer never answers.
 func lossy(w *world) func(*v1alpha1.Replication) {
 	w.t.Helper()
@@ -177,14 +347,7 @@ func TestALostPeerHoldsNoOtherLinkBack(t *testing.T) {
 	w.east.group("app", "data")
 	add := lossy(w)
 	w.east.replication("app", v1alpha1.RoleSource, add)
-	of := func(name string) v1alpha1.RlinkStatus {
-		for _, l := range w.east.get("app").Status.Rlinks {
-			if l.RlinkName == name {
-				return l
-			}
-		}
-		return v1alpha1.RlinkStatus{}
-	}
+	of := func(name string) v1alpha1.RlinkStatus { return w.east.linkOf("app", name) }
 	committed := func(token string) func() bool {
 		return func() bool {
 			l := of("dr").LastSession

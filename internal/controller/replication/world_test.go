@@ -6,11 +6,14 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -51,7 +54,18 @@ import (
 
 var servers apiserver.Servers
 
-func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	// A test waits for an answer most of the time: with more tests than processors these have something to do.
+	if !given {
+		if err := flag.Set("test.parallel", strconv.Itoa(3*goruntime.GOMAXPROCS(0))); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(servers.Main(m))
+}
 
 const (
 	driver    = "disk.example.com"
@@ -66,31 +80,58 @@ const (
 
 // site is one cluster, shared by all tests of the package.
 type site struct {
-	name  string
-	kube  client.Client
+	name string
+	// kube is everybody's client. live asks the server each time.
+	kube  *watched
+	live  client.Client
 	reach *rest.Config
 	ca    *identity.CA
+	// address is where it serves peers.
+	address string
 	// peers are this site's links.
 	peers *link.Peers
 }
 
 var (
-	sitesOnce  sync.Once
-	east, west *site
-	sitesErr   error
+	sitesOnce, southOnce sync.Once
+	east, west, south    *site
+	sitesErr, southErr   error
 )
 
 func sites(t *testing.T) (*site, *site) {
 	t.Helper()
-	configs := []string{"east", "west"}
-	for _, name := range configs {
+	for _, name := range []string{"east", "west"} {
 		servers.Config(t, name) // skips here when there are no binaries
 	}
-	sitesOnce.Do(func() { sitesErr = startSites(t) })
+	sitesOnce.Do(func() {
+		if east, sitesErr = startSite(t, "east"); sitesErr != nil {
+			return
+		}
+		if west, sitesErr = startSite(t, "west"); sitesErr != nil {
+			return
+		}
+		sitesErr = pair(east, west)
+	})
 	if sitesErr != nil {
 		t.Fatal(sitesErr)
 	}
 	return east, west
+}
+
+// third is a site that few tests need; it is paired with both others.
+func third(t *testing.T) *site {
+	t.Helper()
+	east, west := sites(t)
+	servers.Config(t, "south")
+	southOnce.Do(func() {
+		if south, southErr = startSite(t, "south"); southErr == nil {
+			southErr = errors.Join(pair(east, south), pair(west, south))
+		}
+	})
+	if southErr != nil {
+		t.Fatal(southErr)
+	}
+	return south
 }
 
 func scheme() (*runtime.Scheme, error) {
@@ -103,48 +144,49 @@ func scheme() (*runtime.Scheme, error) {
 	return s, nil
 }
 
-func startSites(t *testing.T) error {
-	// The sites live as long as the package's tests, so nothing here may end with the test that came first.
-	ctx := context.Background()
+// startSite starts a cluster that serves peers. It lives as long as the package's tests, so nothing here may end with the test that came
+// first.
+func startSite(t *testing.T, name string) (*site, error) {
+	ctx, end := context.WithCancel(context.Background())
+	servers.AtEnd(end)
 	s, err := scheme()
 	if err != nil {
-		return err
+		return nil, err
 	}
+	config := servers.Config(t, name)
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/kubernetes-csi/external-snapshotter/client/v8").Output()
 	if err != nil {
-		return fmt.Errorf("find the snapshot kinds: %w", err)
+		return nil, fmt.Errorf("find the snapshot kinds: %w", err)
 	}
 	crds := filepath.Join(strings.TrimSpace(string(dir)), "config", "crd")
-	all := map[string]*site{}
-	for _, name := range []string{"east", "west"} {
-		config := servers.Config(t, name)
-		if _, err := envtest.InstallCRDs(config, envtest.CRDInstallOptions{Paths: []string{
-			filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshots.yaml"),
-			filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshotcontents.yaml"),
-			filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshotclasses.yaml"),
-			filepath.Join(crds, "groupsnapshot.storage.k8s.io_volumegroupsnapshots.yaml"),
-			filepath.Join(crds, "groupsnapshot.storage.k8s.io_volumegroupsnapshotclasses.yaml"),
-			filepath.Join("..", "..", "snapshot", "testdata", "snapshotmetadataservices.yaml"),
-		}}); err != nil {
-			return fmt.Errorf("install the snapshot kinds: %w", err)
-		}
-		kube, err := client.New(config, client.Options{Scheme: s})
-		if err != nil {
-			return err
-		}
-		ca, err := identity.NewCA(name, time.Now())
-		if err != nil {
-			return err
-		}
-		all[name] = &site{name: name, kube: kube, reach: config, ca: ca}
+	if _, err := envtest.InstallCRDs(config, envtest.CRDInstallOptions{Paths: []string{
+		filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshots.yaml"),
+		filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshotcontents.yaml"),
+		filepath.Join(crds, "snapshot.storage.k8s.io_volumesnapshotclasses.yaml"),
+		filepath.Join(crds, "groupsnapshot.storage.k8s.io_volumegroupsnapshots.yaml"),
+		filepath.Join(crds, "groupsnapshot.storage.k8s.io_volumegroupsnapshotclasses.yaml"),
+		filepath.Join("..", "..", "snapshot", "testdata", "snapshotmetadataservices.yaml"),
+	}}); err != nil {
+		return nil, fmt.Errorf("install the snapshot kinds: %w", err)
 	}
-	east, west = all["east"], all["west"]
-	for _, pair := range [][2]*site{{east, west}, {west, east}} {
-		if err := pair[0].join(ctx, pair[1]); err != nil {
-			return err
-		}
+	kube, live, err := newWatched(ctx, config, s)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	ca, err := identity.NewCA(name, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	own := identity.NewRotating(ca, identity.ManagerURI(name), []string{identity.ManagerServerName}, time.Now)
+	server := control.NewServer(control.ServerOptions{Cluster: name, Version: "test", Own: own, Client: kube, Live: kube, Now: time.Now, Log: logr.Discard()})
+	go func() { _ = server.Serve(ctx, listener) }()
+	out := &site{name: name, kube: kube, live: live, reach: config, ca: ca, address: listener.Addr().String(),
+		peers: link.NewPeers(link.PeersOptions{Cluster: name, Version: "test", Own: own, Now: time.Now, Log: logr.Discard()})}
+	return out, out.furnish(ctx)
 }
 
 func metadataService() client.Object {
@@ -156,15 +198,11 @@ func metadataService() client.Object {
 	return object
 }
 
-// join gives a site what it needs and lets it serve and reach its peer.
-func (s *site) join(ctx context.Context, peer *site) error {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
+// furnish gives a site the classes of its drivers.
+func (s *site) furnish(ctx context.Context) error {
 	immediate, remove, grows := storagev1.VolumeBindingImmediate, corev1.PersistentVolumeReclaimDelete, true
 	late := storagev1.VolumeBindingWaitForFirstConsumer
-	objects := []client.Object{
+	return s.make(ctx,
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SystemNamespace}},
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: className}, Provisioner: driver, VolumeBindingMode: &immediate, ReclaimPolicy: &remove, AllowVolumeExpansion: &grows},
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "rigid"}, Provisioner: driver, VolumeBindingMode: &immediate},
@@ -179,22 +217,35 @@ func (s *site) join(ctx context.Context, peer *site) error {
 		&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: groupingClass}, Driver: groupingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
 		&groupsnapshotv1.VolumeGroupSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: groupingClass}, Driver: groupingDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
 		metadataService(),
-		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: trust.SecretName(peer.name)}, Data: map[string][]byte{trust.KeyCA: peer.ca.CertPEM()}},
-		&v1alpha1.ClusterPair{ObjectMeta: metav1.ObjectMeta{Name: "to-" + peer.name}, Spec: v1alpha1.ClusterPairSpec{
-			PeerCluster: peer.name, GatewayAddress: "192.0.2.7:9002", TrustSecretName: trust.SecretName(peer.name), Namespaces: []string{"*"}}},
-	}
+	)
+}
+
+func (s *site) make(ctx context.Context, objects ...client.Object) error {
 	for _, o := range objects {
 		if err := s.kube.Create(ctx, o); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// pair lets two sites trust and reach each other. In the ClusterPairs stands a gateway that no test dials.
+func pair(one, other *site) error {
+	ctx := context.Background()
+	for _, p := range [][2]*site{{one, other}, {other, one}} {
+		s, peer := p[0], p[1]
+		if err := s.make(ctx,
+			&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: trust.SecretName(peer.name)}, Data: map[string][]byte{trust.KeyCA: peer.ca.CertPEM()}},
+			&v1alpha1.ClusterPair{ObjectMeta: metav1.ObjectMeta{Name: "to-" + peer.name}, Spec: v1alpha1.ClusterPairSpec{
+				PeerCluster: peer.name, GatewayAddress: "192.0.2.7:9002", TrustSecretName: trust.SecretName(peer.name), Namespaces: []string{"*"}}},
+		); err != nil {
+			return err
+		}
+		if err := s.peers.Set("to-"+peer.name, link.Endpoint{PeerCluster: peer.name, Address: peer.address, CAPEM: string(peer.ca.CertPEM())}, 5); err != nil {
 			return err
 		}
 	}
-	own := identity.NewRotating(s.ca, identity.ManagerURI(s.name), []string{identity.ManagerServerName}, time.Now)
-	server := control.NewServer(control.ServerOptions{Cluster: s.name, Version: "test", Own: own, Client: s.kube, Now: time.Now, Log: logr.Discard()})
-	go func() { _ = server.Serve(ctx, listener) }()
-	// The peer reaches this site where it listens; in the ClusterPair stands a gateway that no test dials.
-	own = identity.NewRotating(peer.ca, identity.ManagerURI(peer.name), []string{identity.ManagerServerName}, time.Now)
-	peer.peers = link.NewPeers(link.PeersOptions{Cluster: peer.name, Version: "test", Own: own, Now: time.Now, Log: logr.Discard()})
-	return peer.peers.Set("to-"+s.name, link.Endpoint{PeerCluster: s.name, Address: listener.Addr().String(), CAPEM: string(s.ca.CertPEM())}, 5)
+	return nil
 }
 
 // world is one namespace in both sites, with a controller each.
@@ -203,6 +254,8 @@ type world struct {
 	namespace string
 	east      *side
 	west      *side
+	// south takes part where a test asks for it.
+	south *side
 	// skip is how far the clock is ahead of the real one.
 	skip time.Duration
 }
@@ -264,15 +317,28 @@ func newWorld(t *testing.T) *world {
 	world := &world{t: t, namespace: namespace}
 	world.east, world.west = world.side(e), world.side(w)
 	world.east.peer, world.west.peer = world.west, world.east
-	for _, s := range []*side{world.east, world.west} {
-		s.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}})
-	}
 	return world
+}
+
+// withSouth adds the third cluster.
+func (w *world) withSouth() {
+	w.south = w.side(third(w.t))
+	w.south.peer = w.east
+}
+
+// sides are the clusters that take part.
+func (w *world) sides() []*side {
+	out := []*side{w.east, w.west}
+	if w.south != nil {
+		out = append(out, w.south)
+	}
+	return out
 }
 
 func (w *world) side(s *site) *side {
 	out := &side{site: s, w: w, states: map[string]engine.State{}}
 	out.r = out.manager()
+	out.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.namespace}})
 	return out
 }
 
@@ -377,13 +443,24 @@ func (s *side) link(name string) v1alpha1.RlinkStatus {
 	return rep.Status.Rlinks[0]
 }
 
-// turn lets both controllers take a step, then nodes and drivers do what there is to do.
+// linkOf is the status of one of several links.
+func (s *side) linkOf(name, rlink string) v1alpha1.RlinkStatus {
+	s.w.t.Helper()
+	if rep := s.get(name); rep != nil {
+		if l := statusOf(rep, rlink); l != nil {
+			return *l
+		}
+	}
+	return v1alpha1.RlinkStatus{}
+}
+
+// turn lets all controllers take a step, then nodes and drivers do what there is to do.
 func (w *world) turn() {
 	w.t.Helper()
-	for _, s := range []*side{w.east, w.west} {
+	for _, s := range w.sides() {
 		s.reconcile()
 	}
-	for _, s := range []*side{w.east, w.west} {
+	for _, s := range w.sides() {
 		s.play()
 	}
 }
@@ -432,7 +509,7 @@ func describe(rep *v1alpha1.Replication) string {
 
 func (w *world) story() string {
 	out := ""
-	for _, s := range []*side{w.east, w.west} {
+	for _, s := range w.sides() {
 		out += s.name + ":\n  " + strings.Join(s.seen, "\n  ") + "\n"
 		for _, rep := range []string{"app"} {
 			if r := s.get(rep); r != nil {
