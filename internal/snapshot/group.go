@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -216,7 +217,7 @@ func Check(group *v1alpha1.PVCGroup, members []Member, snapshots bool) *Fault {
 	case len(members) == 0:
 		return &Fault{FaultEmpty, fmt.Sprintf("%s: spec.selector %q matches no claim: label the claims, or change the selector", where, metav1.FormatLabelSelector(group.Spec.Selector))}
 	case len(members) > limit:
-		return &Fault{FaultTooMany, fmt.Sprintf("%s has %d members, claim %s is one more than spec.maxMembers %d: raise maxMembers or split the group", where, len(members), members[limit].Name, limit)}
+		return &Fault{FaultTooMany, fmt.Sprintf("%s has %d members, claim %s is one more than spec.maxMembers %d: raise maxMembers or split the group", where, len(members), youngest(members).Name, limit)}
 	}
 	for _, m := range members {
 		if fault := checkMember(group.Namespace+"/"+m.Name, m, snapshots); fault != nil {
@@ -225,6 +226,23 @@ func Check(group *v1alpha1.PVCGroup, members []Member, snapshots bool) *Fault {
 	}
 	_, fault := Access(group, members)
 	return fault
+}
+
+// youngest is the member whose claim was made last: most likely the one that somebody has just added. Of equals it is the last one.
+func youngest(members []Member) Member {
+	made := func(m Member) time.Time {
+		if m.Claim == nil {
+			return time.Time{}
+		}
+		return m.Claim.CreationTimestamp.Time
+	}
+	found := members[0]
+	for _, m := range members[1:] {
+		if !made(m).Before(made(found)) {
+			found = m
+		}
+	}
+	return found
 }
 
 func checkMember(claim string, m Member, snapshots bool) *Fault {

@@ -84,6 +84,8 @@ func TestCheckNamesWhatAPersonMustMend(t *testing.T) {
 	deleting.Claim.DeletionTimestamp = &now
 	pending := bound("data", "disk", "c")
 	pending.Claim.Status.Phase, pending.Volume = corev1.ClaimPending, nil
+	newer := bound("a-newer-one", "d", "c")
+	newer.Claim.CreationTimestamp = now
 	late := pending
 	late.Late = true
 	hostPath := bound("data", "disk", "")
@@ -98,6 +100,7 @@ func TestCheckNamesWhatAPersonMustMend(t *testing.T) {
 		{"fine", []Member{bound("data", "disk", "c")}, true, "", ""},
 		{"empty", nil, true, FaultEmpty, "shop/db"},
 		{"one too many", []Member{bound("a", "d", "c"), bound("b", "d", "c"), bound("one-more", "d", "c")}, true, FaultTooMany, "claim one-more is one more than spec.maxMembers 2"},
+		{"one too many that came later", []Member{newer, bound("b", "d", "c"), bound("c", "d", "c")}, true, FaultTooMany, "claim a-newer-one is one more than spec.maxMembers 2"},
 		{"missing", []Member{{Name: "data"}}, true, FaultMissing, "shop/data does not exist"},
 		{"being deleted", []Member{deleting}, true, FaultDeleting, "shop/data"},
 		{"pending", []Member{pending}, true, FaultUnbound, "phase Pending"},

@@ -54,13 +54,7 @@ func startWriter(t *testing.T, s *demo.Story, name string, c demo.Cluster, volum
 	t.Helper()
 	w := &writer{s, name, volumes}
 	for _, claim := range w.claims() {
-		must(t, c.Client.Create(t.Context(), &corev1.PersistentVolumeClaim{
-			ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: claim, Labels: map[string]string{"app": name}},
-			Spec: corev1.PersistentVolumeClaimSpec{
-				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-				Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("256Mi")}},
-			},
-		}))
+		must(t, c.Client.Create(t.Context(), demoClaim(s.Namespace, claim, name)))
 	}
 	labels := map[string]string{"app": name}
 	must(t, c.Client.Create(t.Context(), &appsv1.Deployment{
@@ -78,6 +72,16 @@ func startWriter(t *testing.T, s *demo.Story, name string, c demo.Cluster, volum
 		return len(pods.Items) == 1 && pods.Items[0].Status.Phase == corev1.PodRunning, fmt.Sprint(len(pods.Items), " pods")
 	})
 	return w
+}
+
+func demoClaim(namespace, name, app string) *corev1.PersistentVolumeClaim {
+	return &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": app}},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("256Mi")}},
+		},
+	}
 }
 
 func (w *writer) claims() []string {

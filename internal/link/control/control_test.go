@@ -7,6 +7,7 @@ import (
 	"errors"
 	"iter"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -704,6 +705,53 @@ func TestPrepareLeavesASmallerClaimToWhoMadeIt(t *testing.T) {
 	}
 	if got := must(f.client.PrepareReplication(t.Context(), request(data(gib))))(t); got.Ready || !strings.Contains(got.Message, "grows") {
 		t.Errorf("a claim that was made for the replica: %+v", got)
+	}
+}
+
+// A group by label has the same members on both sides: a claim that was made for the replica joins and leaves by its labels as the
+// source's does. One that a person made is named.
+func TestPrepareLetsMembersJoinAndLeaveByLabel(t *testing.T) {
+	f := startFake(t, []string{"*"}, class("fast", false))
+	byLabel := func(names ...string) control.PrepareRequest {
+		r := request()
+		r.Group = v1alpha1.PVCGroupSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}}
+		for _, name := range names {
+			c := data(gib)
+			c.Name, c.Labels = name, map[string]string{"app": "db", "disk": name}
+			c.Annotations = map[string]string{v1alpha1.AnnotationCreatedFor: "db"}
+			r.Claims = append(r.Claims, c)
+		}
+		return r
+	}
+	members := func() []string {
+		var list corev1.PersistentVolumeClaimList
+		if err := f.kube.List(t.Context(), &list, client.InNamespace("shop"), client.MatchingLabels{"app": "db"}); err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, o := range list.Items {
+			out = append(out, o.Name+" "+o.Labels["disk"])
+		}
+		return out
+	}
+	for _, names := range [][]string{{"a", "b"}, {"a"}, {"a", "b", "c"}} {
+		must(f.client.PrepareReplication(t.Context(), byLabel(names...)))(t)
+		var want []string
+		for _, name := range names {
+			want = append(want, name+" "+name)
+		}
+		if got := members(); !slices.Equal(got, want) {
+			t.Errorf("the group's members here are %v, want %v", got, want)
+		}
+	}
+	own := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "theirs", Labels: map[string]string{"app": "db"}}}
+	if err := f.kube.Create(t.Context(), own); err != nil {
+		t.Fatal(err)
+	}
+	_, err := f.client.PrepareReplication(t.Context(), byLabel("a", "b", "c"))
+	wantRefused(t, err, control.ReasonConflict, "claim shop/theirs", "app=db", "no member on cluster "+east)
+	if got := members(); len(got) != 4 {
+		t.Errorf("a person's claim was changed: %v", got)
 	}
 }
 

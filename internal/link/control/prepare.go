@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
@@ -50,18 +51,24 @@ type found struct {
 	replication *v1alpha1.Replication
 	group       *v1alpha1.PVCGroup
 	claims      map[string]*corev1.PersistentVolumeClaim
-	classes     []storagev1.StorageClass
+	// others are claims that the group's selector matches here and that are not wanted.
+	others  []corev1.PersistentVolumeClaim
+	classes []storagev1.StorageClass
 }
 
 // work is what is left to do, in this order: claims and group before the Replication that needs them.
 type work struct {
 	create []client.Object
 	update []client.Object
+	// relabel are claims whose labels follow the source's: those by which a group chooses its members.
+	relabel []relabelling
 	// grow are claims that a replica was on, and the bytes they shall have now; their Replication's controller sees to it.
 	grow map[string]int64
 	// waiting tells what is not ready though nothing is left to do about it.
 	waiting []string
 }
+
+type relabelling struct{ from, to *corev1.PersistentVolumeClaim }
 
 // PrepareReplication implements the service.
 func (s *Server) PrepareReplication(ctx context.Context, r *linkpb.PrepareReplicationRequest) (*linkpb.PrepareReplicationResponse, error) {
@@ -137,12 +144,33 @@ func (s *Server) look(ctx context.Context, want wanted) (found, error) {
 			have.claims[c.Name] = claim
 		}
 	}
+	if have.others, err = s.others(ctx, want); err != nil {
+		return have, err
+	}
 	var classes storagev1.StorageClassList
 	if err := s.Client.List(ctx, &classes); err != nil {
 		return have, fmt.Errorf("list storage classes: %w", err)
 	}
 	have.classes = classes.Items
 	return have, nil
+}
+
+// others lists the claims that the group's selector would take in although the source has them no more.
+func (s *Server) others(ctx context.Context, want wanted) ([]corev1.PersistentVolumeClaim, error) {
+	if want.Group.Selector == nil {
+		return nil, nil
+	}
+	selector, err := metav1.LabelSelectorAsSelector(want.Group.Selector)
+	if err != nil {
+		return nil, refuse(ReasonInvalid, "PVCGroup %s/%s: spec.selector: %v", want.Key.Namespace, want.Spec.PVCGroupName, err)
+	}
+	var list corev1.PersistentVolumeClaimList
+	if err := s.Client.List(ctx, &list, client.InNamespace(want.Key.Namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
+		return nil, fmt.Errorf("list claims of namespace %s: %w", want.Key.Namespace, err)
+	}
+	return slices.DeleteFunc(list.Items, func(o corev1.PersistentVolumeClaim) bool {
+		return slices.ContainsFunc(want.Claims, func(c Claim) bool { return c.Name == o.Name })
+	}), nil
 }
 
 // lookFor returns nil when there is no such object.
@@ -194,6 +222,7 @@ func decide(want wanted, have found) (work, error) {
 			todo.waiting = append(todo.waiting, wait)
 		}
 	}
+	conflicts = append(conflicts, decideLabels(want, have, &todo)...)
 	if d := decideGroup(want, have, &todo); d != "" {
 		conflicts = append(conflicts, d)
 	}
@@ -235,6 +264,51 @@ func (w wanted) link() v1alpha1.Rlink {
 
 // manual reports that the objects are made by hand: they are compared, and only the epoch follows.
 func (w wanted) manual() bool { return w.link().PeerObjects == v1alpha1.PeerObjectsManual }
+
+// decideLabels lets claims join and leave a group by label as they did on the source. Only claims that were made for this replica are
+// touched, and only the labels that the selector asks for: a person's own claim is named instead.
+func decideLabels(want wanted, have found, todo *work) []string {
+	persons := have.group != nil && have.group.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat
+	if want.Group.Selector == nil || want.manual() || persons {
+		return nil // members are by name, or a person's matter
+	}
+	selector, err := metav1.LabelSelectorAsSelector(want.Group.Selector)
+	if err != nil {
+		return nil // it was refused before
+	}
+	keys := slices.Collect(maps.Keys(want.Group.Selector.MatchLabels))
+	for _, e := range want.Group.Selector.MatchExpressions {
+		keys = append(keys, e.Key)
+	}
+	var conflicts []string
+	follow := func(claim *corev1.PersistentVolumeClaim, source map[string]string, matches bool, do string) {
+		changed := claim.DeepCopy()
+		if changed.Labels == nil {
+			changed.Labels = map[string]string{}
+		}
+		for _, key := range keys {
+			delete(changed.Labels, key)
+			if value, ok := source[key]; ok {
+				changed.Labels[key] = value
+			}
+		}
+		if claim.Annotations[v1alpha1.AnnotationCreatedFor] == want.Key.Name && selector.Matches(labels.Set(changed.Labels)) == matches {
+			todo.relabel = append(todo.relabel, relabelling{claim, changed})
+			return
+		}
+		conflicts = append(conflicts, fmt.Sprintf("claim %s/%s on cluster %s: selector %s of PVCGroup %s %s", claim.Namespace, claim.Name, want.here,
+			metav1.FormatLabelSelector(want.Group.Selector), want.Spec.PVCGroupName, do))
+	}
+	for i := range have.others {
+		follow(&have.others[i], nil, false, fmt.Sprintf("matches it, and it is no member on cluster %s: change its labels", want.caller))
+	}
+	for _, c := range want.Claims {
+		if claim := have.claims[c.Name]; claim != nil && !selector.Matches(labels.Set(claim.Labels)) && selector.Matches(labels.Set(c.Labels)) {
+			follow(claim, c.Labels, true, fmt.Sprintf("does not match it, and it is a member on cluster %s: label it as there", want.caller))
+		}
+	}
+	return conflicts
+}
 
 func decideGroup(want wanted, have found, todo *work) string {
 	existing := have.group
@@ -576,6 +650,11 @@ func (s *Server) do(ctx context.Context, want wanted, todo work) error {
 	for _, object := range todo.create {
 		if err := s.Client.Create(ctx, object); err != nil {
 			return fmt.Errorf("create %T %s: %w", object, client.ObjectKeyFromObject(object), err)
+		}
+	}
+	for _, r := range todo.relabel {
+		if err := s.Client.Patch(ctx, r.to, client.MergeFromWithOptions(r.from, client.MergeFromWithOptimisticLock{})); err != nil {
+			return fmt.Errorf("label claim %s: %w", client.ObjectKeyFromObject(r.to), err)
 		}
 	}
 	for _, object := range todo.update {
