@@ -33,6 +33,7 @@ import (
 	"lifeboat.dev/lifeboat/internal/scrape"
 	"lifeboat.dev/lifeboat/internal/store/secrets"
 	"lifeboat.dev/lifeboat/internal/version"
+	"lifeboat.dev/lifeboat/internal/watched"
 )
 
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=lifeboat-system,resources=leases,verbs=get;create;update
@@ -82,7 +83,7 @@ func runManager(ctx context.Context, o managerOptions) error {
 		return fmt.Errorf("reach the API server: %w", err)
 	}
 	// The API server's own fairness limits a manager better than a fixed rate.
-	cfg.QPS, cfg.Burst = 200, 400
+	cfg.QPS, cfg.Burst = 1000, 2000
 	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
 		Scheme:                        cli.Scheme,
 		Logger:                        log,
@@ -96,8 +97,9 @@ func runManager(ctx context.Context, o managerOptions) error {
 		LeaseDuration: ptr.To(8 * time.Second),
 		RenewDeadline: ptr.To(5 * time.Second),
 		RetryPeriod:   ptr.To(time.Second),
-		// Everything but Lifeboat's own kinds is read from the API server, not from a cache of the whole cluster.
-		Client: client.Options{Cache: &client.CacheOptions{Unstructured: false, DisableFor: uncached}},
+		// Clients read everything but Lifeboat's own kinds from the API server. What is read from the cache all the same is named in package watched.
+		NewCache: watched.NewCache,
+		Client:   client.Options{Cache: &client.CacheOptions{Unstructured: false, DisableFor: uncached}},
 	})
 	if err != nil {
 		return fmt.Errorf("make the manager: %w", err)
@@ -131,6 +133,10 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o managerOptions) err
 	if err != nil {
 		return fmt.Errorf("make the link: %w", err)
 	}
+	seen, err := watched.New(ctx, mgr.GetCache(), live, mgr.GetRESTMapper(), mgr.GetScheme(), time.Now)
+	if err != nil {
+		return fmt.Errorf("watch the cluster: %w", err)
+	}
 	capturer, err := appmeta.NewCapturer(mgr.GetConfig())
 	if err != nil {
 		return fmt.Errorf("make the capturer: %w", err)
@@ -143,10 +149,10 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o managerOptions) err
 		&clusterpair.Reconciler{
 			Client: mgr.GetClient(), Cluster: o.cluster, Trust: l.Trust, Links: l.Peers, Checker: l.Checker, Events: mgr.GetEventRecorder("lifeboat-link"),
 		},
-		&pvcgroup.Reconciler{Client: mgr.GetClient(), Live: live},
+		&pvcgroup.Reconciler{Client: mgr.GetClient(), Reader: seen},
 		&schedulepolicy.Reconciler{Client: mgr.GetClient(), Live: live},
 		&replication.Reconciler{
-			Client: mgr.GetClient(), Live: live, Cluster: o.cluster, Image: o.image, PriorityClass: o.moverPriority,
+			Client: mgr.GetClient(), Live: live, Watched: seen, Cluster: o.cluster, Image: o.image, PriorityClass: o.moverPriority,
 			Peers: l.Peers, Trust: l.Trust, CA: l.CA, Movers: newMovers(l.CA, o.cluster, time.Now),
 			Events: mgr.GetEventRecorder("lifeboat-replication"), Nudges: nudges.Channel("Replication"),
 			Now: time.Now, Random: rand.Reader, MaxSessions: o.maxSessions, Metrics: metrics.Registry,

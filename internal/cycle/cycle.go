@@ -123,8 +123,8 @@ const (
 	Steady = time.Second
 	// Patient is for what a person or the peer must change.
 	Patient = 5 * time.Second
-	// Calm is for when nothing is wanted.
-	Calm = 15 * time.Second
+	// Calm is for when nothing is wanted. Whoever looks is woken by news: this is for those that are lost.
+	Calm = 2 * time.Minute
 	// CalmTarget is shorter than the shortest Backoff: a target has noticed what an ended session committed
 	// before its source tries again.
 	CalmTarget = 10 * time.Second

@@ -370,7 +370,8 @@ func peerFirst(s Source) (d Decision, ok bool) {
 		case p.Link == v1alpha1.LinkConnected, p.Link == v1alpha1.LinkUnknown, p.Link == "":
 			return soon(ReasonLinkUnknown, fmt.Sprintf("cluster %s did not answer yet: %s", p.Name, p.Trouble))
 		}
-		return blocked(ReasonLinkLost, fmt.Sprintf("the link to cluster %s is lost: %s; sessions go on when it answers again", p.Name, p.Trouble))
+		// Heartbeats notice when it is back, and wake whoever waits.
+		return wait(Waiting, ReasonLinkLost, fmt.Sprintf("the link to cluster %s is lost: %s; sessions go on when it answers again", p.Name, p.Trouble), CalmTarget), false
 	}
 	prepare := func(reason, otherwise string) (Decision, bool) {
 		switch {

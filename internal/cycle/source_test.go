@@ -270,7 +270,7 @@ func TestAnApplicationThatWaitsIsNotKeptWaiting(t *testing.T) {
 		{"a lost link", func(s *Source) {
 			s.Moving, s.Session, s.TriggerNow = true, nil, "go"
 			s.Peer = Peer{Name: "west", Link: v1alpha1.LinkLost, Trouble: "timeout"}
-		}, Patient},
+		}, CalmTarget},
 		{"nothing is asked for", func(s *Source) { s.Moving, s.Session = true, nil }, Steady},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// Patience is how long one whose turn it is may go unseen before it is not waited for any more.
-const Patience = time.Minute
+// Patience is how long one whose turn it is may go unseen before it is not waited for any more. One that waits looks more often.
+const Patience = 5 * time.Minute
 
 // Entry is one link of a replication, as it was seen last.
 type Entry struct {

@@ -37,8 +37,8 @@ const (
 // Reconciler keeps the status of PVCGroups.
 type Reconciler struct {
 	Client client.Client
-	// Live reads from the API server.
-	Live client.Reader
+	// Reader may answer what was true a moment ago: a status is all that comes of it, and one that was read too early is not saved.
+	Reader client.Reader
 }
 
 // SetupWithManager registers the controller.
@@ -52,7 +52,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 // Reconcile looks at the claims and writes what it saw.
 func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	var group v1alpha1.PVCGroup
-	if err := r.Live.Get(ctx, request.NamespacedName, &group); err != nil {
+	if err := r.Reader.Get(ctx, request.NamespacedName, &group); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if !group.DeletionTimestamp.IsZero() {

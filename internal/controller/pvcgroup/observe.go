@@ -20,7 +20,7 @@ type seen struct {
 }
 
 func (r *Reconciler) observe(ctx context.Context, group *v1alpha1.PVCGroup) (seen, error) {
-	members, err := snapshot.Members(ctx, r.Live, group)
+	members, err := snapshot.Members(ctx, r.Reader, group)
 	var selector *snapshot.SelectorError
 	switch {
 	case errors.As(err, &selector):
@@ -30,7 +30,7 @@ func (r *Reconciler) observe(ctx context.Context, group *v1alpha1.PVCGroup) (see
 	}
 	s := seen{members: members, fault: snapshot.Check(group, members, true)}
 	s.access, _ = snapshot.Access(group, members) // its fault is one of Check's
-	if s.way, err = snapshot.WayOf(ctx, r.Live, group.Spec.CutPolicy, members); err != nil {
+	if s.way, err = snapshot.WayOf(ctx, r.Reader, group.Spec.CutPolicy, members); err != nil {
 		return seen{}, err
 	}
 	if s.fault == nil {
@@ -47,7 +47,7 @@ func (r *Reconciler) observe(ctx context.Context, group *v1alpha1.PVCGroup) (see
 // shared finds a claim that an older group of the namespace has too: that one keeps it.
 func (r *Reconciler) shared(ctx context.Context, group *v1alpha1.PVCGroup, members []snapshot.Member) (*snapshot.Fault, error) {
 	var all v1alpha1.PVCGroupList
-	if err := r.Live.List(ctx, &all, client.InNamespace(group.Namespace)); err != nil {
+	if err := r.Reader.List(ctx, &all, client.InNamespace(group.Namespace)); err != nil {
 		return nil, fmt.Errorf("list PVCGroups of namespace %s: %w", group.Namespace, err)
 	}
 	for i := range all.Items {

@@ -65,7 +65,7 @@ func TestAGroupShowsItsClaims(t *testing.T) {
 	create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
 	create(&v1alpha1.PVCGroup{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"},
 		Spec: v1alpha1.PVCGroupSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}, MaxMembers: 2}})
-	r := &Reconciler{Client: kube, Live: kube}
+	r := &Reconciler{Client: kube, Reader: kube}
 	expect := func(status metav1.ConditionStatus, reason, says string, members int, cut v1alpha1.CutAtomicity, total string) {
 		t.Helper()
 		key := client.ObjectKey{Namespace: "shop", Name: "db"}
@@ -157,7 +157,7 @@ func TestAClaimIsInOneGroup(t *testing.T) {
 	group("a", v1alpha1.PVCGroupSpec{PVCList: []v1alpha1.PVCRef{{PVCName: "data"}}})
 	group("b", v1alpha1.PVCGroupSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}})
 	group("c", v1alpha1.PVCGroupSpec{PVCList: []v1alpha1.PVCRef{{PVCName: "far"}}})
-	r := &Reconciler{Client: kube, Live: kube}
+	r := &Reconciler{Client: kube, Reader: kube}
 	for name, want := range map[string]struct {
 		status metav1.ConditionStatus
 		reason string

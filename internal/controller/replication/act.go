@@ -173,7 +173,7 @@ func (r *Reconciler) preparePeer(ctx context.Context, v *view) error {
 	if err != nil {
 		return fmt.Errorf("prepare cluster %s: %w", v.peerCluster(), err)
 	}
-	group, err := r.group(ctx, v.rep)
+	group, err := group(ctx, r.Live, v.rep)
 	if err != nil || group == nil {
 		return err
 	}
@@ -402,6 +402,9 @@ func (r *Reconciler) makeClones(ctx context.Context, v *view) error {
 func (r *Reconciler) startMover(ctx context.Context, v *view) error {
 	if v.pair == nil || v.peerCA == nil {
 		return fmt.Errorf("start the mover of replication %s: ClusterPair %s or its trust is gone", v.key(), v.rlink.ClusterPair)
+	}
+	if err := r.complete(ctx, v); err != nil {
+		return err
 	}
 	if err := r.keepIdentity(ctx, v, v.names.mover()); err != nil {
 		return err

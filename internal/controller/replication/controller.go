@@ -94,6 +94,8 @@ type Reconciler struct {
 	Client client.Client
 	// Live reads from the API server: what is about to be removed, written over or started is never judged by a cache.
 	Live client.Reader
+	// Watched reads what is watched: see look. Nil reads all from Live.
+	Watched Watched
 	// Cluster is this cluster's name.
 	Cluster string
 	// Image is what movers run: the manager's own.
@@ -122,6 +124,7 @@ type Reconciler struct {
 	prepared map[linkKey]preparation
 	silent   map[linkKey]time.Time
 	sources  map[linkKey]asked
+	trusted  map[string]trusted
 	turns    turns
 	figures  figures
 }
@@ -145,6 +148,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.SchedulePolicy{}, handler.EnqueueRequestsFromMapFunc(r.usersOfPolicy), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesRawSource(source.Channel(r.turns.wakes, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers})
+	b = r.wakeOnNews(b)
 	if r.Nudges != nil {
 		b = b.WatchesRawSource(source.Channel(r.Nudges, &handler.EnqueueRequestForObject{}))
 	}
@@ -169,11 +173,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		}
 	}
 	before := rep.DeepCopy()
-	seen, err := r.observe(ctx, &rep)
-	if err != nil {
-		return again(0, err)
-	}
-	next, err := r.decide(ctx, seen)
+	seen, next, err := r.look(ctx, &rep)
 	if err != nil {
 		return again(0, err)
 	}
@@ -189,6 +189,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	}
 	r.noteTurns(seen, next)
 	r.announceStanding(before, seen)
+	r.tellPeers(ctx, seen, next)
 	for i, v := range seen.links {
 		if acted[i] == nil {
 			r.figures.note(v, next[i])
@@ -203,7 +204,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 func soonest(ctx context.Context, s *sight, next []cycle.Decision, acted []error) (time.Duration, error) {
 	in, failed := time.Duration(-1), 0
 	for i, d := range next {
-		poll := untilBreach(s.links[i], d.Poll)
+		poll := untilBreach(s.links[i], pace(s.links[i], d))
 		if acted[i] != nil {
 			failed++
 			poll = cycle.Patient
@@ -222,6 +223,34 @@ func soonest(ctx context.Context, s *sight, next []cycle.Decision, acted []error
 		in = min(in, cycle.Quick)
 	}
 	return in, nil
+}
+
+// pace is how soon to look again. Where news come there is no haste to look for them, and what was just made or removed is not
+// looked for before its news can be here.
+func pace(v *view, d cycle.Decision) time.Duration {
+	switch d.Step {
+	case cycle.TakeSnapshots, cycle.MakeClones, cycle.StartMover, cycle.Tidy:
+		if v.watched {
+			return max(d.Poll, cycle.Quick)
+		}
+	case cycle.Wait, cycle.FollowMover:
+		if v.watched && d.Poll == cycle.Quick {
+			return cycle.Steady
+		}
+	}
+	return d.Poll
+}
+
+// tellPeers lets all peers look at once when this side has another role or epoch: at rest they ask seldom.
+func (r *Reconciler) tellPeers(ctx context.Context, s *sight, next []cycle.Decision) {
+	if next[0].Step != cycle.TakeRole && next[0].Step != cycle.TakeEpoch {
+		return
+	}
+	for _, v := range s.links {
+		if r.Peers.State(v.rlink.ClusterPair).Link == v1alpha1.LinkConnected {
+			r.nudge(ctx, v)
+		}
+	}
 }
 
 // again turns a wait into a result. Someone else's write in between only means to look again.

@@ -48,6 +48,8 @@ type view struct {
 	rlink v1alpha1.Rlink
 	// lead is true for the link that a replica is, or was, received through. What belongs to the replica is in its view alone.
 	lead bool
+	// watched is true when it was read from what is watched, which suffices for the step that follows.
+	watched bool
 	// status is the link's, within rep.
 	status *v1alpha1.RlinkStatus
 	// observed is the generation that the status was of.
@@ -231,9 +233,9 @@ func (v *view) peerClass(class string) string {
 	return class
 }
 
-// observe reads what the next step depends on, and no more.
-func (r *Reconciler) observe(ctx context.Context, rep *v1alpha1.Replication) (*sight, error) {
-	c, err := r.observeCommon(ctx, rep)
+// observe reads what the next step depends on, and no more: from the API server, or from what is watched of it.
+func (r *Reconciler) observe(ctx context.Context, from client.Reader, rep *v1alpha1.Replication) (*sight, error) {
+	c, err := r.observeCommon(ctx, from, rep)
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +244,7 @@ func (r *Reconciler) observe(ctx context.Context, rep *v1alpha1.Replication) (*s
 		if err := r.observeSchedule(ctx, v); err != nil {
 			return nil, err
 		}
-		if err := r.observePair(ctx, v); err != nil {
+		if err := r.observePair(ctx, from, v); err != nil {
 			return nil, err
 		}
 	}
@@ -254,7 +256,7 @@ func (r *Reconciler) observe(ctx context.Context, rep *v1alpha1.Replication) (*s
 		v.judge(c)
 	}
 	if rep.Spec.Role == v1alpha1.RoleSource {
-		return s, r.observeSources(ctx, s)
+		return s, r.observeSources(ctx, from, s)
 	}
 	return s, r.observeTargets(ctx, s)
 }
@@ -329,26 +331,26 @@ func (r *Reconciler) chooseLead(ctx context.Context, s *sight) error {
 }
 
 // observeCommon reads group, claims and what Lifeboat made.
-func (r *Reconciler) observeCommon(ctx context.Context, rep *v1alpha1.Replication) (*common, error) {
+func (r *Reconciler) observeCommon(ctx context.Context, from client.Reader, rep *v1alpha1.Replication) (*common, error) {
 	c := &common{}
-	if err := r.observeMade(ctx, rep, c); err != nil {
+	if err := r.observeMade(ctx, from, rep, c); err != nil {
 		return nil, err
 	}
 	var err error
-	if c.group, err = r.group(ctx, rep); err != nil || c.group == nil {
+	if c.group, err = group(ctx, from, rep); err != nil || c.group == nil {
 		return c, err
 	}
-	c.members, err = snapshot.Members(ctx, r.Live, c.group)
+	c.members, err = snapshot.Members(ctx, from, c.group)
 	if errors.As(err, &c.selector) {
 		return c, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if c.way, err = snapshot.WayOf(ctx, r.Live, c.group.Spec.CutPolicy, c.members); err != nil {
+	if c.way, err = snapshot.WayOf(ctx, from, c.group.Spec.CutPolicy, c.members); err != nil {
 		return nil, err
 	}
-	c.shared, err = r.observeOthers(ctx, rep, c.members)
+	c.shared, err = observeOthers(ctx, from, rep, c.members)
 	return c, err
 }
 
@@ -363,11 +365,7 @@ func (v *view) take(c *common) {
 		v.access, _ = snapshot.Access(c.group, c.members) // its fault is one of snapshot.Check's
 	}
 	mine := func(labels map[string]string) bool { return labels[v1alpha1.LabelRlink] == v.rlink.RlinkName }
-	for _, s := range c.snapshots {
-		if s.Purpose == snapshot.ForSession && s.Rlink == v.rlink.RlinkName || s.Purpose != snapshot.ForSession && v.lead {
-			v.snapshots = append(v.snapshots, s)
-		}
-	}
+	v.takeSnapshots(c.snapshots)
 	for _, claim := range c.claims {
 		clone := claim.Labels[v1alpha1.LabelComponent] == componentClone
 		if clone && mine(claim.Labels) || !clone && v.lead {
@@ -382,6 +380,15 @@ func (v *view) take(c *common) {
 	for _, pod := range c.pods {
 		if mine(pod.Labels) {
 			v.pods = append(v.pods, pod)
+		}
+	}
+}
+
+func (v *view) takeSnapshots(all []snapshot.Seen) {
+	v.snapshots = nil
+	for _, s := range all {
+		if s.Purpose == snapshot.ForSession && s.Rlink == v.rlink.RlinkName || s.Purpose != snapshot.ForSession && v.lead {
+			v.snapshots = append(v.snapshots, s)
 		}
 	}
 }
@@ -420,12 +427,12 @@ func (v *view) judge(c *common) {
 	}
 }
 
-func (r *Reconciler) observePair(ctx context.Context, v *view) error {
+func (r *Reconciler) observePair(ctx context.Context, from client.Reader, v *view) error {
 	note := func(reason, format string, args ...any) {
 		v.trouble = &cycle.Problem{Reason: reason, Message: fmt.Sprintf(format, args...)}
 	}
 	var pair v1alpha1.ClusterPair
-	err := r.Live.Get(ctx, client.ObjectKey{Name: v.rlink.ClusterPair}, &pair)
+	err := from.Get(ctx, client.ObjectKey{Name: v.rlink.ClusterPair}, &pair)
 	switch {
 	case apierrors.IsNotFound(err):
 		note(reasonPairMissing, "ClusterPair %s does not exist: pair the clusters with lifeboat pair; spec.rlinks[%s].clusterPair names it", v.rlink.ClusterPair, v.rlink.RlinkName)
@@ -434,15 +441,15 @@ func (r *Reconciler) observePair(ctx context.Context, v *view) error {
 		return fmt.Errorf("read ClusterPair %s: %w", v.rlink.ClusterPair, err)
 	}
 	v.pair = &pair
-	if v.peerCA, err = r.Trust.CAPEM(ctx, &pair); err != nil {
+	if v.peerCA, err = r.peerCA(ctx, &pair, from != r.Live); err != nil {
 		note(reasonTrustMissing, "%v", err)
 	}
 	return nil
 }
 
-func (r *Reconciler) group(ctx context.Context, rep *v1alpha1.Replication) (*v1alpha1.PVCGroup, error) {
+func group(ctx context.Context, from client.Reader, rep *v1alpha1.Replication) (*v1alpha1.PVCGroup, error) {
 	var group v1alpha1.PVCGroup
-	err := r.Live.Get(ctx, client.ObjectKey{Namespace: rep.Namespace, Name: rep.Spec.PVCGroupName}, &group)
+	err := from.Get(ctx, client.ObjectKey{Namespace: rep.Namespace, Name: rep.Spec.PVCGroupName}, &group)
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil, nil
@@ -476,9 +483,10 @@ func mapFault(v *view) string {
 }
 
 // observeOthers finds claims that another Replication of the namespace carries too. The older Replication keeps them.
-func (r *Reconciler) observeOthers(ctx context.Context, rep *v1alpha1.Replication, members []snapshot.Member) (*cycle.Problem, error) {
+func observeOthers(ctx context.Context, from client.Reader, rep *v1alpha1.Replication, members []snapshot.Member) (*cycle.Problem, error) {
 	var all v1alpha1.ReplicationList
-	if err := r.Live.List(ctx, &all, client.InNamespace(rep.Namespace)); err != nil {
+	// What is only looked at need not be copied.
+	if err := from.List(ctx, &all, client.InNamespace(rep.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list replications of namespace %s: %w", rep.Namespace, err)
 	}
 	mine := map[string]bool{}
@@ -508,10 +516,10 @@ func older(a, b *v1alpha1.Replication) bool {
 }
 
 // observeMade reads what Lifeboat made for this Replication.
-func (r *Reconciler) observeMade(ctx context.Context, rep *v1alpha1.Replication, c *common) error {
+func (r *Reconciler) observeMade(ctx context.Context, from client.Reader, rep *v1alpha1.Replication, c *common) error {
 	key := client.ObjectKeyFromObject(rep)
 	var err error
-	if c.snapshots, err = snapshot.List(ctx, r.Live, key); err != nil {
+	if c.snapshots, err = snapshot.List(ctx, from, key); err != nil {
 		return err
 	}
 	mine := []client.ListOption{client.InNamespace(rep.Namespace),
@@ -520,7 +528,7 @@ func (r *Reconciler) observeMade(ctx context.Context, rep *v1alpha1.Replication,
 	var jobs batchv1.JobList
 	var pods corev1.PodList
 	for _, list := range []client.ObjectList{&claims, &jobs, &pods} {
-		if err := r.Live.List(ctx, list, mine...); err != nil {
+		if err := from.List(ctx, list, mine...); err != nil {
 			return fmt.Errorf("list what serves replication %s: %w", key, err)
 		}
 	}
@@ -530,14 +538,14 @@ func (r *Reconciler) observeMade(ctx context.Context, rep *v1alpha1.Replication,
 
 // observeSources fills what NextSources asks for. Peers are asked last and together, so that one that does not answer holds up no
 // link but its own.
-func (r *Reconciler) observeSources(ctx context.Context, s *sight) error {
-	moving, err := r.moving(ctx, s.rep)
+func (r *Reconciler) observeSources(ctx context.Context, from client.Reader, s *sight) error {
+	moving, err := r.moving(ctx, from, s.rep)
 	if err != nil {
 		return err
 	}
 	var ask []*view
 	for _, v := range s.links {
-		if err := r.observeSource(ctx, v, moving); err != nil {
+		if err := r.observeSource(ctx, from, v, moving); err != nil {
 			return err
 		}
 	}
@@ -567,7 +575,7 @@ func (r *Reconciler) observeSources(ctx context.Context, s *sight) error {
 	return nil
 }
 
-func (r *Reconciler) observeSource(ctx context.Context, v *view, moving bool) error {
+func (r *Reconciler) observeSource(ctx context.Context, from client.Reader, v *view, moving bool) error {
 	s := &cycle.Source{
 		Rlink: v.rlink.RlinkName, Cluster: r.Cluster, Namespace: v.rep.Namespace, Name: v.rep.Name,
 		Now: v.now, Wanted: v.wanted(), InForce: v.inForce(), Acknowledged: v.rep.Spec.AcknowledgePeerLost, Brought: brought(v.rep), Suspended: v.rlink.SuspendReplication, Moving: moving, TriggerNow: v.rep.Spec.TriggerNow,
@@ -585,7 +593,7 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view, moving bool) er
 		s.Session.MayPart = v.policy != v1alpha1.CutRequireAtomic
 	}
 	var err error
-	if s.Clones, s.Trouble, err = r.clones(ctx, v); err != nil {
+	if s.Clones, s.Trouble, err = r.clones(ctx, from, v); err != nil {
 		return err
 	}
 	s.Mover, v.report = judgeMover(v)
@@ -605,9 +613,9 @@ func (r *Reconciler) observeSource(ctx context.Context, v *view, moving bool) er
 }
 
 // moving reports whether a plan of this Replication has the application offline for a move that can still be undone.
-func (r *Reconciler) moving(ctx context.Context, rep *v1alpha1.Replication) (bool, error) {
+func (r *Reconciler) moving(ctx context.Context, from client.Reader, rep *v1alpha1.Replication) (bool, error) {
 	var plans v1alpha1.DisasterRecoveryPlanList
-	if err := r.Live.List(ctx, &plans, client.InNamespace(rep.Namespace)); err != nil {
+	if err := from.List(ctx, &plans, client.InNamespace(rep.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return false, fmt.Errorf("list plans of replication %s/%s: %w", rep.Namespace, rep.Name, err)
 	}
 	for i := range plans.Items {
@@ -799,7 +807,7 @@ func (v *view) parted(s *snapshot.Seen) bool {
 
 // clones tells how far the running session's block claims are, and what holds them up. Those of a class that waits for the
 // first pod are there as soon as they exist: the mover's pod is the first.
-func (r *Reconciler) clones(ctx context.Context, v *view) (cycle.Presence, string, error) {
+func (r *Reconciler) clones(ctx context.Context, from client.Reader, v *view) (cycle.Presence, string, error) {
 	if v.status.Session == nil {
 		return cycle.Absent, "", nil
 	}
@@ -815,7 +823,7 @@ func (r *Reconciler) clones(ctx context.Context, v *view) (cycle.Presence, strin
 		case !clone.DeletionTimestamp.IsZero():
 			return cycle.Partial, "the former claim " + name + " is being deleted", nil
 		case clone.Status.Phase != corev1.ClaimBound:
-			late, err := snapshot.BindsLate(ctx, r.Live, clone)
+			late, err := snapshot.BindsLate(ctx, from, clone)
 			if err != nil {
 				return cycle.Partial, "", err
 			}

@@ -54,13 +54,13 @@ func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (tim
 // clear asks for all to be removed and reports whether something is still there.
 func (r *Reconciler) clear(ctx context.Context, rep *v1alpha1.Replication) (left bool, err error) {
 	c := &common{}
-	if err := r.observeMade(ctx, rep, c); err != nil {
+	if err := r.observeMade(ctx, r.Live, rep, c); err != nil {
 		return true, err
 	}
 	v := r.views(rep).lead()
 	v.claims = c.claims
 	// Members are read for the names of their replica volumes alone; a group that is gone leaves those of the claims.
-	if group, err := r.group(ctx, rep); err == nil && group != nil {
+	if group, err := group(ctx, r.Live, rep); err == nil && group != nil {
 		if v.members, err = snapshot.Members(ctx, r.Live, group); err != nil {
 			v.members = nil
 		}
@@ -177,7 +177,7 @@ func (r *Reconciler) leaveClaims(ctx context.Context, v *view) error {
 
 // leaveGroup removes a group that a source had made here, once no other Replication refers to it. A user's group stays.
 func (r *Reconciler) leaveGroup(ctx context.Context, v *view) error {
-	group, err := r.group(ctx, v.rep)
+	group, err := group(ctx, r.Live, v.rep)
 	if err != nil || group == nil || group.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat {
 		return err
 	}
@@ -209,7 +209,7 @@ func (r *Reconciler) replicaVolumes(ctx context.Context, v *view) ([]corev1.Pers
 // left reports whether anything that was to be removed is still there.
 func (r *Reconciler) left(ctx context.Context, v *view) (bool, error) {
 	again := &common{}
-	if err := r.observeMade(ctx, v.rep, again); err != nil {
+	if err := r.observeMade(ctx, r.Live, v.rep, again); err != nil {
 		return false, err
 	}
 	for _, s := range again.snapshots {
