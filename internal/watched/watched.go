@@ -1,7 +1,7 @@
 // Package watched is what a manager keeps watching of its cluster, and a reader of that.
 //
 // What it answers was true a moment ago. It serves whoever asks whether there is something to do, thousands of times a minute, and
-// nobody who is about to do what cannot be undone: docs/design/0008-what-is-read-from-caches.md. Begin reading at Reader.
+// nobody who is about to do what cannot be undone: docs/design/0009-what-is-read-from-caches.md. Begin reading at Reader.
 package watched
 
 import (

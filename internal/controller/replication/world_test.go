@@ -345,7 +345,7 @@ func (w *world) side(s *site) *side {
 // manager is a fresh one: nothing of the former is remembered.
 func (s *side) manager() *Reconciler {
 	return &Reconciler{
-		Client: s.kube, Live: s.kube, Cluster: s.name, Image: "lifeboat:test", Peers: links{s}, Trust: trust.Reader{Reader: s.kube}, CA: s.ca,
+		Client: s.kube, Live: s.kube, Watched: current{s.kube}, Cluster: s.name, Image: "lifeboat:test", Peers: links{s}, Trust: trust.Reader{Reader: s.kube}, CA: s.ca,
 		Movers: s, Now: s.w.now, Random: rand.Reader,
 	}
 }
