@@ -115,6 +115,7 @@ func seedReplication(ctx context.Context, o options, c *cluster, key types.Names
 		return err
 	}
 	now := time.Now()
+	rep.Status.ObservedGeneration = rep.Generation
 	rep.Status.Role, rep.Status.Epoch, rep.Status.Claims = v1alpha1.RoleSource, 1, []string{key.Name}
 	rep.Status.Rlinks = []v1alpha1.RlinkStatus{{RlinkName: rlink,
 		RecoveryPoint: &v1alpha1.RecoveryPoint{Point: seeded, Time: metav1.NewTime(now), Epoch: 1},
