@@ -228,3 +228,37 @@ func TestWhatIsNews(t *testing.T) {
 		t.Error("made: a Job that only a manager makes wakes, or a claim does not")
 	}
 }
+
+// A claim wakes whom it serves, whose member it is, and whose member its labels make it.
+func TestWhomAClaimWakes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := w.east
+	s.create(&v1alpha1.PVCGroup{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "labelled"},
+		Spec: v1alpha1.PVCGroupSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "shop"}}}})
+	s.group("app", "data")
+	s.replication("app", v1alpha1.RoleSource)
+	s.replication("by-label", v1alpha1.RoleSource, func(r *v1alpha1.Replication) { r.Spec.PVCGroupName = "labelled" })
+	s.claim("data", "1Gi", className)
+	w.until("the member is known", func() bool { return len(s.get("app").Status.Claims) == 1 })
+	claim := func(name string, labels map[string]string) *corev1.PersistentVolumeClaim {
+		return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name, Labels: labels}}
+	}
+	for _, c := range []struct {
+		claim *corev1.PersistentVolumeClaim
+		want  string
+	}{
+		{claim("data", nil), "app"},
+		{claim("new", map[string]string{"app": "shop"}), "by-label"},
+		{claim("other", nil), ""},
+		{claim("clone", map[string]string{"app": "shop", v1alpha1.LabelReplication: "app"}), "app"},
+	} {
+		woken := ""
+		for _, one := range s.r.usersOfClaim(t.Context(), c.claim) {
+			woken += one.Name
+		}
+		if woken != c.want {
+			t.Errorf("%s wakes %q, want %q", c.claim.Name, woken, c.want)
+		}
+	}
+}

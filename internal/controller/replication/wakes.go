@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/snapshot"
 )
 
 // What wakes a Replication: news of what it waits for. What only this manager does itself, and what comes to nothing, does not; a
@@ -95,7 +96,7 @@ func claimNews(o client.Object) any {
 	if claim.Labels[v1alpha1.LabelReplication] != "" {
 		return claim.Status.Phase
 	}
-	return []any{claim.DeletionTimestamp.IsZero(), claim.Spec, claim.Status.Phase, claim.Status.Capacity}
+	return []any{claim.DeletionTimestamp.IsZero(), claim.Labels, claim.Spec, claim.Status.Phase, claim.Status.Capacity}
 }
 
 // pairNews are what a link rests on, and whether the peer is there. Heartbeats alone are none.
@@ -125,13 +126,24 @@ func replicationOfPlan(_ context.Context, o client.Object) []reconcile.Request {
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: plan.Namespace, Name: plan.Spec.DataReplicationPointer}}}
 }
 
-// usersOfClaim are the Replication that a claim serves, or those that it is a member of. One that has just joined a group is found at
-// the next look.
+// usersOfClaim are the Replication that a claim serves, or those that it is a member of, or shall be from now on.
 func (r *Reconciler) usersOfClaim(ctx context.Context, o client.Object) []reconcile.Request {
 	if served := servedOf(ctx, o); len(served) > 0 {
 		return served
 	}
-	return r.those(ctx, func(rep *v1alpha1.Replication) bool { return slices.Contains(rep.Status.Claims, o.GetName()) }, client.InNamespace(o.GetNamespace()))
+	in := client.InNamespace(o.GetNamespace())
+	var groups v1alpha1.PVCGroupList
+	if err := r.Watched.List(ctx, &groups, in, client.UnsafeDisableDeepCopy); err != nil {
+		return nil // each looks by itself
+	}
+	joins := map[string]bool{}
+	for i := range groups.Items {
+		group := &groups.Items[i]
+		joins[group.Name] = group.Spec.Selector != nil && snapshot.Covers(group, snapshot.Member{Name: o.GetName(), Claim: o.(*corev1.PersistentVolumeClaim)})
+	}
+	return r.those(ctx, func(rep *v1alpha1.Replication) bool {
+		return joins[rep.Spec.PVCGroupName] || slices.Contains(rep.Status.Claims, o.GetName())
+	}, in)
 }
 
 func (r *Reconciler) usersOfGroup(ctx context.Context, o client.Object) []reconcile.Request {
