@@ -18,6 +18,9 @@ const (
 	ConditionWithinObjective = "WithinObjective"
 	// ConditionCutAtomic (PVCGroup, Replication): the members are cut at one instant. A False one says why they are not.
 	ConditionCutAtomic = "CutAtomic"
+	// ConditionQuiesced (Replication with Rules): the newest session's members were cut while its Rule held the application, which was let
+	// go afterwards. A False one says what failed, and whether the application may still stand still.
+	ConditionQuiesced = "Quiesced"
 	// ConditionProtected (DisasterRecoveryPlan): every peer has a recovery point and an application snapshot.
 	ConditionProtected = "Protected"
 	// ConditionPeersReachable (DisasterRecoveryPlan): every other cluster of the plan answers.

@@ -24,6 +24,7 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&ApplicationSnapshot{}, &ApplicationSnapshotList{},
 		&DisasterRecoveryPlan{}, &DisasterRecoveryPlanList{},
 		&SchedulePolicy{}, &SchedulePolicyList{},
+		&Rule{}, &RuleList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

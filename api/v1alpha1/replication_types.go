@@ -240,6 +240,20 @@ type ReplicationSpec struct {
 	// +optional
 	PromoteTo string `json:"promoteTo,omitempty"`
 
+	// preCutRule is a Rule in this namespace whose commands quiesce the application before the snapshots of a session are asked for. When
+	// one fails, nothing is cut: the session ends and is tried again as any that failed. Each link's sessions run it, one at a time. It is
+	// this side's alone: the peer has Rules of its own, and runs none unless its Replication names them. A target runs none. Empty means none.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	PreCutRule string `json:"preCutRule,omitempty"`
+
+	// postCutRule is a Rule in this namespace whose commands are run once all members are cut, or the cut has failed, after what
+	// the preCutRule holds was let go. When it fails it is tried again, three times in all; the point stays, and condition Quiesced and an event
+	// say so. It may have no background actions. Empty means none.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	PostCutRule string `json:"postCutRule,omitempty"`
+
 	// triggerNow starts a session on every link at once when its value changes, unless the link is suspended. It never waits behind
 	// scheduled sessions. Any text will do; a time is good practice.
 	// +kubebuilder:validation:MaxLength=64
@@ -306,6 +320,9 @@ type SessionStatus struct {
 	// cutReason tells why not at one instant; empty when they are.
 	// +optional
 	CutReason string `json:"cutReason,omitempty"`
+	// quiesce shows how the Rules around the cut go; absent without any.
+	// +optional
+	Quiesce *QuiesceStatus `json:"quiesce,omitempty"`
 	// cutAt is when the snapshots were taken.
 	// +optional
 	CutAt *metav1.Time `json:"cutAt,omitempty"`
@@ -363,6 +380,9 @@ type SessionReport struct {
 	// cutReason tells why not at one instant; empty when they were.
 	// +optional
 	CutReason string `json:"cutReason,omitempty"`
+	// quiesce shows how the Rules around the cut went; absent without any.
+	// +optional
+	Quiesce *QuiesceStatus `json:"quiesce,omitempty"`
 	// tier tells how changes were found.
 	// +optional
 	Tier Tier `json:"tier,omitempty"`
@@ -598,7 +618,8 @@ type ReplicationStatus struct {
 	// observedGeneration is the spec this status was derived from.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// conditions: Ready, Replicated, Promoted, CutAtomic; Scheduled when there is a schedule, WithinObjective when there is an objective.
+	// conditions: Ready, Replicated, Promoted, CutAtomic; Scheduled when there is a schedule, WithinObjective when there is an objective,
+	// Quiesced when there are Rules.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

@@ -90,6 +90,16 @@ func plan(edit func(*v1alpha1.DisasterRecoveryPlan)) client.Object {
 	return p
 }
 
+// rule is one as Stork's users write it.
+func rule(edit func(*v1alpha1.Rule)) client.Object {
+	r := &v1alpha1.Rule{ObjectMeta: meta("freeze"), Rules: []v1alpha1.RuleItem{{PodSelector: map[string]string{"app": "mysql"}, Container: "mysql", Actions: []v1alpha1.RuleAction{
+		{Type: v1alpha1.RuleActionCommand, Value: "mysql -e 'flush tables with read lock; system ${WAIT_CMD};'", Background: true, RunInSinglePod: true}}}}}
+	edit(r)
+	return r
+}
+
+func after(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
+
 func rlinks(n int) []v1alpha1.Rlink {
 	links := make([]v1alpha1.Rlink, n)
 	for i := range links {
@@ -134,6 +144,31 @@ func TestRulesAtCreation(t *testing.T) {
 				r.Spec.Rlinks[0].RetainFor = &metav1.Duration{Duration: 36 * time.Hour}
 			}),
 			replication(func(r *v1alpha1.Replication) { r.Spec.Rlinks[0].RetainFor = &metav1.Duration{Duration: time.Second} }), "retainFor is at least 1m"},
+		{"an action of a rule is a command",
+			rule(func(r *v1alpha1.Rule) { r.Rules[0].Actions[0].Type = "" }),
+			rule(func(r *v1alpha1.Rule) { r.Rules[0].Actions[0].Type = "script" }), "actions[0].type"},
+		{"a background action says where it waits",
+			rule(func(r *v1alpha1.Rule) {
+				r.Rules[0].Actions[0].Background, r.Rules[0].Actions[0].Value = false, "sync"
+			}),
+			rule(func(r *v1alpha1.Rule) { r.Rules[0].Actions[0].Value = "sync" }), "says ${WAIT_CMD}"},
+		{"a command has a value",
+			rule(func(r *v1alpha1.Rule) { r.Rules[0].Actions[0].Value = "true ${WAIT_CMD}" }),
+			rule(func(r *v1alpha1.Rule) {
+				r.Rules[0].Actions[0].Background, r.Rules[0].Actions[0].Value = false, ""
+			}), "actions[0].value"},
+		{"a rule chooses pods by a label at least",
+			rule(func(r *v1alpha1.Rule) { r.Rules[0].PodSelector = map[string]string{"app": "db", "tier": "first"} }),
+			rule(func(r *v1alpha1.Rule) { r.Rules[0].PodSelector = map[string]string{} }), "podSelector"},
+		{"a rule has an action at least",
+			rule(func(r *v1alpha1.Rule) { r.Rules = append(r.Rules, r.Rules[0]) }),
+			rule(func(r *v1alpha1.Rule) { r.Rules[0].Actions = []v1alpha1.RuleAction{} }), "actions"},
+		{"a command may take ten minutes at most",
+			rule(func(r *v1alpha1.Rule) { r.Rules[0].Actions[0].Timeout = after(10 * time.Minute) }),
+			rule(func(r *v1alpha1.Rule) { r.Rules[0].Actions[0].Timeout = after(11 * time.Minute) }), "timeout is from 1s to 10m"},
+		{"an application stands still for a second at least",
+			rule(func(r *v1alpha1.Rule) { r.HoldLimit = after(time.Second) }),
+			rule(func(r *v1alpha1.Rule) { r.HoldLimit = after(time.Millisecond) }), "holdLimit is from 1s to 10m"},
 		{"members are cut in one of three ways",
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.CutPolicy = v1alpha1.CutRequireAtomic }),
 			group(func(g *v1alpha1.PVCGroup) { g.Spec.CutPolicy = "Sometimes" }), "cutPolicy"},

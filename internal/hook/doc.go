@@ -6,6 +6,9 @@
 //	Online   the inverse.
 //	Observe  what runs now.
 //
+// Rules run commands in pods that quiesce an application while its volumes are cut, and let it go: rules.go tells what is run
+// where and for whom, command.go what a command is that holds, exec.go how it gets into a pod.
+//
 // The pure part is workload.go (what a stopped workload looks like) and judge.go (what a look means); begin
 // reading at Hook.Offline. It never deletes a pod, never touches volumes, and does not know why it was asked.
 //
