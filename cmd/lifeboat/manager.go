@@ -125,6 +125,10 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o managerOptions) err
 	inbox := appmeta.NewInbox(mgr.GetClient(), live, library, o.cluster, kept.Location)
 	nudges := link.NewNudges("Replication", "DisasterRecoveryPlan")
 	hooks := hook.New(live, mgr.GetClient())
+	commands, err := hook.NewExec(mgr.GetConfig())
+	if err != nil {
+		return err
+	}
 
 	l, err := link.AddToManager(ctx, mgr, link.Options{
 		Cluster: o.cluster, Version: version.Software, Address: o.control,
@@ -153,7 +157,7 @@ func addControllers(ctx context.Context, mgr ctrl.Manager, o managerOptions) err
 		&schedulepolicy.Reconciler{Client: mgr.GetClient(), Live: live},
 		&replication.Reconciler{
 			Client: mgr.GetClient(), Live: live, Watched: seen, Cluster: o.cluster, Image: o.image, PriorityClass: o.moverPriority,
-			Peers: l.Peers, Trust: l.Trust, CA: l.CA, Movers: newMovers(l.CA, o.cluster, time.Now),
+			Peers: l.Peers, Trust: l.Trust, CA: l.CA, Movers: newMovers(l.CA, o.cluster, time.Now), Rules: hook.NewRules(live, commands),
 			Events: mgr.GetEventRecorder("lifeboat-replication"), Nudges: nudges.Channel("Replication"),
 			Now: time.Now, Random: rand.Reader, MaxSessions: o.maxSessions, Metrics: metrics.Registry,
 		},

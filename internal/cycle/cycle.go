@@ -149,6 +149,8 @@ type Decision struct {
 	Epoch int64
 	// Lost names the clusters that a promotion goes on without, of TakeEpoch and SealSpool.
 	Lost []string
+	// Fault is why the session will make no point once the application is let go, of Resume; nil when it will.
+	Fault *Problem
 }
 
 // Reasons. Those of a Problem come from who saw it.
@@ -259,6 +261,8 @@ type Session struct {
 	// Together is true when the storage is asked to cut all members at one instant, MayPart when they may be snapshotted one
 	// by one should it refuse.
 	Together, MayPart bool
+	// Quiescence is how far its Rules are; nil without any.
+	Quiescence *Quiescence
 }
 
 // MoverState is where a session's mover stands.

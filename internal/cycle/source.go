@@ -246,8 +246,12 @@ func takeSource(s Source, siblings []string) Decision {
 }
 
 // abort ends a session from outside. A mover that is through is believed first; otherwise its pods are gone before
-// the session is, so that nothing of it runs unseen.
+// the session is, so that nothing of it runs unseen. An application that it has quiesced is let go before either.
 func abort(session *Session, mover Mover, why string) Decision {
+	return resumeFirst(session, aborted(session, mover, why))
+}
+
+func aborted(session *Session, mover Mover, why string) Decision {
 	message := fmt.Sprintf("session %s is aborted: %s", session.Point, why)
 	switch mover.State {
 	case MoverCommitted:
@@ -264,7 +268,9 @@ func commit(session *Session) Decision {
 }
 
 // runSession takes a saved session to its end.
-func runSession(s Source) Decision {
+func runSession(s Source) Decision { return resumeFirst(s.Session, goOn(s)) }
+
+func goOn(s Source) Decision {
 	running := func(step Step, reason, message string, poll time.Duration) Decision {
 		return Decision{Step: step, Phase: Running, Reason: reason, Message: message, Ready: true, Poll: poll}
 	}
@@ -282,12 +288,19 @@ func runSession(s Source) Decision {
 	}
 	missing, unready, oldest, trouble := count(s.Snapshots)
 	if s.Session.CutAt.IsZero() {
+		began := s.Session.StartedAt
+		if q := s.Session.Quiescence; q != nil {
+			if d, ok := quiesce(q, s.Now, s.Snapshots); ok {
+				return d
+			}
+			began = q.QuiescedAt
+		}
 		switch {
-		case s.Now.Sub(s.Session.StartedAt) > SnapshotPatience && (len(missing) > 0 || len(unready) > 0):
+		case s.Now.Sub(began) > SnapshotPatience && (len(missing) > 0 || len(unready) > 0):
 			return fail(ReasonSnapshotsFailed, fmt.Sprintf("no usable snapshot of %s within %s%s", join(missing, unready), SnapshotPatience, trouble))
 		case len(missing) > 0 && len(missing) < len(s.Snapshots) && s.Now.Sub(oldest) > CutWithin:
 			return fail(ReasonCutInterrupted, fmt.Sprintf("taking the snapshots was interrupted: a snapshot of %s now would be more than %s younger than the others", join(missing), CutWithin))
-		case s.Session.Together && s.Session.MayPart && trouble != "" && s.Now.Sub(oldest) > TogetherPatience:
+		case s.Session.Together && s.Session.MayPart && trouble != "" && s.Now.Sub(oldest) > TogetherPatience && s.Session.Quiescence.mayCut():
 			return running(CutApart, ReasonGroupSnapshotRefused, "the members are snapshotted one by one: the storage refused for "+TogetherPatience.String()+" to cut them at one instant"+trouble, 0)
 		case len(missing) > 0:
 			return running(TakeSnapshots, ReasonSessionRunning, "taking snapshots of "+join(missing), 0)

@@ -198,6 +198,10 @@ func bind(s Target) (Decision, bool) {
 
 // leaveSource removes what a source leaves, then takes the role.
 func leaveSource(s Target, siblings []string) Decision {
+	// An application that stands still could not even be stopped.
+	if s.Session != nil && s.Session.Quiescence.open() {
+		return abort(s.Session, s.Mover, "this side becomes the target")
+	}
 	if len(s.Users) > 0 {
 		return wait(Demoting, ReasonClaimsInUse, demotingMessage(s.Users), Quick)
 	}

@@ -67,6 +67,8 @@ const (
 	CutDriversDiffer = "DriversDiffer"
 	CutKindUnknown   = "GroupSnapshotsUnknown"
 	CutNoClass       = "NoGroupSnapshotClass"
+	// CutUnderRule is for members that are cut one by one while a Rule has the application stand still.
+	CutUnderRule = "CutUnderRule"
 	// CutRefused is for a group whose storage has a class and refuses all the same.
 	CutRefused = "GroupSnapshotRefused"
 )
@@ -133,6 +135,16 @@ func ChooseWay(policy v1alpha1.CutPolicy, members []Member, classes GroupClasses
 	}
 	return Way{Cut: v1alpha1.CutAtomic, GroupClass: class, Reason: CutGroupSnapshot,
 		Message: fmt.Sprintf("%d members are cut at one instant by a VolumeGroupSnapshot of class %s", len(members), class)}
+}
+
+// Under is the way as a source goes it that quiesces the application by a Rule first; empty for none. Members that are cut one by one are
+// still not cut at one instant: that they fit together is the Rule's doing.
+func (w Way) Under(rule string) Way {
+	if rule == "" || w.Cut != v1alpha1.CutNotAtomic {
+		return w
+	}
+	w.Reason, w.Message = CutUnderRule, fmt.Sprintf("%s; they are cut one by one while Rule %s has the application stand still", w.Message, rule)
+	return w
 }
 
 // annotationDefaultGroupClass marks the class that is used where none is named.

@@ -52,6 +52,11 @@ func (r *Reconciler) actAll(ctx context.Context, s *sight, next []cycle.Decision
 		}
 	}
 	for _, v := range s.gone {
+		if left, err := r.resumeLeft(ctx, v); left || err != nil {
+			acted[0] = errors.Join(acted[0], err)
+			continue
+		}
+		r.forgetRules(v)
 		if err := errors.Join(r.retire(ctx, v), r.removeEndpoints(ctx, v)); err != nil {
 			acted[0] = errors.Join(acted[0], err)
 			continue
@@ -82,6 +87,8 @@ func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 		return err
 	case cycle.TakeSnapshots:
 		return r.takeSnapshots(ctx, v)
+	case cycle.BeginQuiesce, cycle.Quiesce, cycle.Resume, cycle.RecordResumed:
+		return r.actOnRules(ctx, v, d)
 	case cycle.CutApart:
 		return r.cutApart(ctx, v)
 	case cycle.RecordCut:

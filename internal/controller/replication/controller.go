@@ -34,6 +34,7 @@ import (
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/internal/condition"
 	"lifeboat.dev/lifeboat/internal/cycle"
+	"lifeboat.dev/lifeboat/internal/hook"
 	"lifeboat.dev/lifeboat/internal/link/control"
 	"lifeboat.dev/lifeboat/internal/link/heartbeat"
 	"lifeboat.dev/lifeboat/internal/link/identity"
@@ -106,6 +107,8 @@ type Reconciler struct {
 	Trust         Trust
 	CA            *identity.CA
 	Movers        Movers
+	// Rules runs the commands that quiesce applications and let them go.
+	Rules *hook.Rules
 	// Events may be nil.
 	Events events.EventRecorder
 	// Nudges names Replications that a peer asks to be looked at; may be nil.
@@ -194,6 +197,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		if acted[i] == nil {
 			r.figures.note(v, next[i])
 			r.announce(before, v, next[i])
+			r.announceRules(before, v, next[i])
 		}
 	}
 	return again(soonest(ctx, seen, next, acted))

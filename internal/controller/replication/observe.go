@@ -81,6 +81,7 @@ type view struct {
 	report  *engine.Report
 	state   *engine.State
 	replica replica
+	rules   ruleRun
 	// point is the name of the session that StartSession begins, agreed is set once the peer found in PreparePeer that both sides fit.
 	point  string
 	agreed bool
@@ -545,6 +546,9 @@ func (r *Reconciler) observeSources(ctx context.Context, from client.Reader, s *
 	}
 	var ask []*view
 	for _, v := range s.links {
+		if err := r.observeRules(ctx, v); err != nil {
+			return err
+		}
 		if err := r.observeSource(ctx, from, v, moving); err != nil {
 			return err
 		}
@@ -592,7 +596,10 @@ func (r *Reconciler) observeSource(ctx context.Context, from client.Reader, v *v
 	if s.Session != nil {
 		s.Session.MayPart = v.policy != v1alpha1.CutRequireAtomic
 	}
-	var err error
+	err := r.observeQuiescence(ctx, v, s.Session, s.Snapshots)
+	if err != nil {
+		return err
+	}
 	if s.Clones, s.Trouble, err = r.clones(ctx, from, v); err != nil {
 		return err
 	}
@@ -636,6 +643,9 @@ func (r *Reconciler) observeTargets(ctx context.Context, all *sight) error {
 		v.target = &cycle.Target{Rlink: v.rlink.RlinkName, Now: v.now, Wanted: v.wanted(), InForce: v.inForce(), Problem: v.problem, Retain: v.retain(),
 			Recorded: recovery(v.status.RecoveryPoint), Session: session(v.status.Session), Leftover: leftover(v)}
 		v.target.Mover, v.report = judgeMover(v)
+		if err := r.observeQuiescence(ctx, v, v.target.Session, sessionSnapshots(v)); err != nil {
+			return err
+		}
 	}
 	v := all.lead()
 	s := v.target

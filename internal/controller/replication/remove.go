@@ -41,6 +41,7 @@ func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (tim
 	}
 	s := r.views(rep)
 	for _, link := range append(s.links, s.gone...) {
+		r.forgetRules(link)
 		r.forget(link.linkKey())
 	}
 	r.letGo(client.ObjectKeyFromObject(rep))
@@ -70,12 +71,14 @@ func (r *Reconciler) clear(ctx context.Context, rep *v1alpha1.Replication) (left
 			v.members = append(v.members, snapshot.Member{Name: name})
 		}
 	}
-	errs := []error{r.removeAll(ctx, v, c), r.leaveClaims(ctx, v), r.leaveGroup(ctx, v)}
+	// First, and while its snapshots are there: an application that stands still is let go.
+	all := r.views(rep)
+	quiesced, resumed := r.resumeLeft(ctx, append(slices.Clone(all.links), all.gone...)...)
+	errs := []error{resumed, r.removeAll(ctx, v, c), r.leaveClaims(ctx, v), r.leaveGroup(ctx, v)}
 	stranded, err := snapshot.FreeStranded(ctx, r.Live, r.Client, rep.Namespace)
 	errs = append(errs, err)
 	// The storage chooses the members of a group snapshot by labels: they stay until it has.
 	making := slices.ContainsFunc(c.snapshots, func(s snapshot.Seen) bool { return s.BeingMade(r.Now()) })
-	all := r.views(rep)
 	for _, link := range append(all.links, all.gone...) {
 		link.members = v.members
 		if !making {
@@ -86,7 +89,7 @@ func (r *Reconciler) clear(ctx context.Context, rep *v1alpha1.Replication) (left
 		return true, err
 	}
 	left, err = r.left(ctx, v)
-	return left || stranded, err
+	return left || stranded || quiesced, err
 }
 
 // retained tells whether the recovery points stay. They are the replica's, whichever link brought them: one link that says so is enough.

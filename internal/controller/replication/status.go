@@ -80,6 +80,7 @@ func (r *Reconciler) tell(seen *sight, next []cycle.Decision, acted []error) {
 	tellSummary(seen.rep)
 	tellConditions(seen, next, acted)
 	tellScheduled(seen)
+	tellQuiesced(seen)
 }
 
 // phase is the one of the links' that most needs to be seen: first what a person must mend, last what is at rest.
@@ -95,11 +96,15 @@ func phase(next []cycle.Decision) string {
 // tellGone drops the status of links that are not in the spec any more once nothing of them is left.
 func tellGone(seen *sight) {
 	for _, v := range seen.gone {
+		if quiesceOpen(v.quiescence()) {
+			v.status.WaitingFor = "being removed: the application that its session has quiesced is let go first"
+			continue
+		}
 		v.status.Session, v.status.WaitingFor, v.status.Objects, v.status.Logs = nil, "being removed: it is not in spec.rlinks any more", objects(v), logs(v)
 	}
 	clean := func(s v1alpha1.RlinkStatus) bool {
 		return slices.ContainsFunc(seen.gone, func(v *view) bool {
-			return v.status.RlinkName == s.RlinkName && len(leftover(v)) == 0 && len(v.pods) == 0 && v.replica.deployment == nil && v.replica.service == nil
+			return v.status.RlinkName == s.RlinkName && v.status.Session == nil && len(leftover(v)) == 0 && len(v.pods) == 0 && v.replica.deployment == nil && v.replica.service == nil
 		})
 	}
 	seen.rep.Status.Rlinks = slices.DeleteFunc(slices.Clone(seen.rep.Status.Rlinks), clean)
@@ -141,6 +146,9 @@ func (r *Reconciler) remember(v *view, d cycle.Decision) {
 		if v.cut().Cut == v1alpha1.CutNotAtomic {
 			v.status.Session.CutReason = v.cut().Message
 		}
+		v.rememberRules(d)
+	case cycle.BeginQuiesce, cycle.RecordQuiesced, cycle.Resume, cycle.RecordResumed:
+		v.rememberRules(d)
 	case cycle.CutApart:
 		at := metav1.NewTime(v.now)
 		v.status.GroupSnapshotsRefusedAt = &at
@@ -229,7 +237,7 @@ func cutAt(v *view) time.Time {
 func end(v *view, result, message string, report *engine.Report) {
 	s := v.status.Session
 	ended := v1alpha1.SessionReport{Point: s.Point, Result: result, Trigger: s.Trigger, TriggerNow: s.TriggerNow, ScheduleKinds: s.ScheduleKinds, Message: message,
-		StartedAt: s.StartedAt, FinishedAt: metav1.NewMicroTime(v.now), Cut: s.Cut, CutReason: s.CutReason}
+		StartedAt: s.StartedAt, FinishedAt: metav1.NewMicroTime(v.now), Cut: s.Cut, CutReason: s.CutReason, Quiesce: s.Quiesce}
 	if report != nil {
 		ended.Tier, ended.TierReason = v1alpha1.Tier(report.Tier), report.TierReason
 		ended.BytesRead, ended.BytesChanged, ended.BytesSent, ended.BytesResent = report.BytesRead, report.BytesChanged, report.BytesSent, report.BytesResent
@@ -378,7 +386,10 @@ func tellProgress(v *view, d cycle.Decision) {
 }
 
 func sessionPhase(v *view, d cycle.Decision) string {
+	q := v.quiescence()
 	switch {
+	case q != nil && (q.State == v1alpha1.QuiesceQuiescing || q.State == v1alpha1.QuiesceResuming):
+		return string(q.State)
 	case v.status.Session.CutAt == nil:
 		return "Snapshotting"
 	case d.Step == cycle.MakeClones, d.Step == cycle.RecordCut:
@@ -466,7 +477,7 @@ func atomicity(v *view) string {
 // cutAtomic tells whether the members are cut at one instant: on a source by the way they are cut next, on a target by the
 // newest point.
 func cutAtomic(v *view) (metav1.ConditionStatus, string, string) {
-	way := v.cut()
+	way := v.toldCut()
 	switch {
 	case v.rep.Status.Role == v1alpha1.RoleTarget && !v.lead:
 		return metav1.ConditionTrue, reasonReplica, "the replica is received through another link"

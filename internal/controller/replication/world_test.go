@@ -41,6 +41,8 @@ import (
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/internal/appmeta/apiserver"
+	"lifeboat.dev/lifeboat/internal/hook"
+	"lifeboat.dev/lifeboat/internal/hook/hooktest"
 	"lifeboat.dev/lifeboat/internal/link"
 	"lifeboat.dev/lifeboat/internal/link/control"
 	"lifeboat.dev/lifeboat/internal/link/heartbeat"
@@ -293,6 +295,8 @@ type side struct {
 	fresh     func() *Reconciler
 	addresses int
 	seen      []string
+	// commands runs those of Rules.
+	commands *hooktest.Machine
 }
 
 type ending struct {
@@ -336,7 +340,7 @@ func (w *world) sides() []*side {
 }
 
 func (w *world) side(s *site) *side {
-	out := &side{site: s, w: w, states: map[string]engine.State{}}
+	out := &side{site: s, w: w, states: map[string]engine.State{}, commands: hooktest.New(w.t)}
 	out.r = out.manager()
 	out.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.namespace}})
 	return out
@@ -346,7 +350,7 @@ func (w *world) side(s *site) *side {
 func (s *side) manager() *Reconciler {
 	return &Reconciler{
 		Client: s.kube, Live: s.kube, Watched: current{s.kube}, Cluster: s.name, Image: "lifeboat:test", Peers: links{s}, Trust: trust.Reader{Reader: s.kube}, CA: s.ca,
-		Movers: s, Now: s.w.now, Random: rand.Reader,
+		Movers: s, Now: s.w.now, Random: rand.Reader, Rules: hook.NewRules(s.kube, s.commands),
 	}
 }
 
