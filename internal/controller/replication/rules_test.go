@@ -87,7 +87,9 @@ func (s *side) logged(want ...string) func() bool {
 
 // wrote is logged in any order: a command whose connection is lost ends beside those that are run next.
 func (s *side) wrote(want ...string) func() bool {
-	return func() bool { return slices.Equal(slices.Sorted(slices.Values(s.log())), slices.Sorted(slices.Values(want))) }
+	return func() bool {
+		return slices.Equal(slices.Sorted(slices.Values(s.log())), slices.Sorted(slices.Values(want)))
+	}
 }
 
 func (w *world) says(what, got string, want ...string) {
