@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -116,7 +117,7 @@ type Reconciler struct {
 	Now    func() time.Time
 	// Random gives points their last characters.
 	Random io.Reader
-	// Workers is how many Replications are looked at together; 0 is 8.
+	// Workers is how many Replications are looked at together; 0 is 32. A look mostly waits for answers.
 	Workers int
 	// MaxSessions is how many sessions may run together, those left out that somebody asked for; 0 is any number.
 	MaxSessions int
@@ -136,7 +137,7 @@ type Reconciler struct {
 func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	workers := r.Workers
 	if workers == 0 {
-		workers = 8
+		workers = 32
 	}
 	r.turns.limit, r.turns.wakes = r.MaxSessions, make(chan event.GenericEvent, 1024)
 	r.figures.now, r.figures.turns = r.Now, &r.turns
@@ -200,7 +201,27 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 			r.announceRules(before, v, next[i])
 		}
 	}
-	return again(soonest(ctx, seen, next, acted))
+	result, err := again(soonest(ctx, seen, next, acted))
+	result.Priority = ptr.To(urgency(seen, next))
+	return result, err
+}
+
+// How urgent the next look is when there are more looks to make than workers. What news or people ask for is 0.
+const (
+	underWay = 10
+	atRest   = -1
+)
+
+// urgency lets what is under way go before all that only waits: when thousands become due in one second, those that begin do not queue behind
+// the others at each of their steps.
+func urgency(s *sight, next []cycle.Decision) int {
+	for i, d := range next {
+		v := s.links[i]
+		if v.status.Session != nil || v.inForce() != v.wanted() || d.Step != cycle.Wait && d.Step != cycle.Rest {
+			return underWay
+		}
+	}
+	return atRest
 }
 
 // soonest is when to look again. A link whose step failed is tried again with the others, whose pace is theirs; when all failed

@@ -262,3 +262,30 @@ func TestWhomAClaimWakes(t *testing.T) {
 		}
 	}
 }
+
+// What is under way goes before what waits.
+func TestWhatIsUnderWayGoesFirst(t *testing.T) {
+	for name, c := range map[string]struct {
+		step    cycle.Step
+		session bool
+		epoch   int64
+		want    int
+	}{
+		"at rest":                 {cycle.Rest, false, 3, atRest},
+		"waits for its turn":      {cycle.Wait, false, 3, atRest},
+		"begins a session":        {cycle.StartSession, false, 3, underWay},
+		"waits for its snapshots": {cycle.Wait, true, 3, underWay},
+		"tidies up":               {cycle.Tidy, false, 3, underWay},
+		"is being promoted":       {cycle.Wait, false, 4, underWay},
+	} {
+		rep := &v1alpha1.Replication{Spec: v1alpha1.ReplicationSpec{Role: v1alpha1.RoleSource, Epoch: c.epoch}}
+		rep.Status.Role, rep.Status.Epoch = v1alpha1.RoleSource, 3
+		v := &view{rep: rep, status: &v1alpha1.RlinkStatus{}}
+		if c.session {
+			v.status.Session = &v1alpha1.SessionStatus{}
+		}
+		if got := urgency(&sight{rep: rep, links: []*view{v}}, []cycle.Decision{{Step: c.step}}); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}
