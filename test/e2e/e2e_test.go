@@ -182,8 +182,8 @@ func lookAround(t *testing.T, s *demo.Story) {
 	for _, c := range []demo.Cluster{s.Home, s.Away} {
 		t.Logf("---- cluster %s", c.Name)
 		for _, args := range [][]string{
-			{"get", "pods,pvc,jobs,volumesnapshots,replications,disasterrecoveryplans,applicationsnapshots", "-n", s.Namespace, "-o", "wide"},
-			{"get", "disasterrecoveryplans,replications", "-n", s.Namespace, "-o", "yaml"},
+			{"get", "pods,pvc,jobs,volumegroupsnapshots,volumesnapshots,pvcgroups,replications,disasterrecoveryplans,applicationsnapshots", "-n", s.Namespace, "-o", "wide"},
+			{"get", "disasterrecoveryplans,replications,pvcgroups", "-n", s.Namespace, "-o", "yaml"},
 			{"get", "events", "-n", s.Namespace, "--sort-by=.lastTimestamp"},
 			{"logs", "-n", v1alpha1.SystemNamespace, "deployment/lifeboat-manager", "--tail=60"},
 		} {

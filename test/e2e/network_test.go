@@ -22,7 +22,7 @@ import (
 // check runs lifeboat check as a user does.
 func check(t *testing.T, args ...string) (code int, out string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "../../bin/lifeboat", append([]string{"check", "--context", "east,west"}, args...)...)
+	cmd := exec.CommandContext(t.Context(), lifeboatProgram, append([]string{"check", "--context", "east,west"}, args...)...)
 	raw, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

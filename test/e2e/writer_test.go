@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -56,21 +57,7 @@ func startWriter(t *testing.T, s *demo.Story, name string, c demo.Cluster, volum
 	for _, claim := range w.claims() {
 		must(t, c.Client.Create(t.Context(), demoClaim(s.Namespace, claim, name)))
 	}
-	labels := map[string]string{"app": name}
-	must(t, c.Client.Create(t.Context(), &appsv1.Deployment{
-		ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: name, Labels: labels},
-		Spec: appsv1.DeploymentSpec{
-			Replicas: ptr.To[int32](1), Selector: &metav1.LabelSelector{MatchLabels: labels},
-			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
-			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels},
-				Spec: podWith(s.Image, w.claims(), "/volumes", writerScript, strconv.Itoa(volumes))},
-		},
-	}))
-	until(t, 2*time.Minute, "the ordered writer runs", func() (bool, string) {
-		var pods corev1.PodList
-		must(t, c.Client.List(t.Context(), &pods, client.InNamespace(s.Namespace), client.MatchingLabels(labels)))
-		return len(pods.Items) == 1 && pods.Items[0].Status.Phase == corev1.PodRunning, fmt.Sprint(len(pods.Items), " pods")
-	})
+	w.start(t, c)
 	return w
 }
 
@@ -93,11 +80,14 @@ func (w *writer) claims() []string {
 }
 
 // protect makes group and replication on the story's home cluster.
-func (w *writer) protect(t *testing.T, pair, schedule string, retain *int32) {
+func (w *writer) protect(t *testing.T, pair, schedule string, retain *int32, edit ...func(*v1alpha1.PVCGroupSpec)) {
 	t.Helper()
 	group := &v1alpha1.PVCGroup{ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name}}
 	for _, claim := range w.claims() {
 		group.Spec.PVCList = append(group.Spec.PVCList, v1alpha1.PVCRef{PVCName: claim})
+	}
+	for _, e := range edit {
+		e(&group.Spec)
 	}
 	must(t, w.story.Home.Client.Create(t.Context(), group))
 	must(t, w.story.Home.Client.Create(t.Context(), &v1alpha1.Replication{
@@ -107,14 +97,157 @@ func (w *writer) protect(t *testing.T, pair, schedule string, retain *int32) {
 	}))
 }
 
+// start runs the writer on claims that are there, and returns once it writes.
+func (w *writer) start(t *testing.T, c demo.Cluster) {
+	t.Helper()
+	labels := map[string]string{"app": w.name}
+	d := &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name, Labels: labels},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: ptr.To[int32](1), Selector: &metav1.LabelSelector{MatchLabels: labels},
+			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels},
+				Spec: podWith(w.story.Image, w.claims(), "/volumes", writerScript, strconv.Itoa(w.volumes))},
+		},
+	}
+	must(t, c.Client.Create(t.Context(), d))
+	until(t, 2*time.Minute, "the writer runs on "+c.Name, func() (bool, string) {
+		must(t, c.Client.Get(t.Context(), client.ObjectKeyFromObject(d), d))
+		return d.Status.ReadyReplicas == 1, fmt.Sprint(d.Status)
+	})
+}
+
+// stop ends the writer and returns once its pod is gone.
+func (w *writer) stop(t *testing.T, c demo.Cluster) {
+	t.Helper()
+	must(t, c.Client.Delete(t.Context(), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name}}))
+	until(t, time.Minute, "the writer has stopped", func() (bool, string) {
+		var pods corev1.PodList
+		must(t, c.Client.List(t.Context(), &pods, client.InNamespace(w.story.Namespace), client.MatchingLabels{"app": w.name}))
+		return len(pods.Items) == 0, fmt.Sprint(len(pods.Items), " pods")
+	})
+}
+
+// inStep waits for a point of the source's epoch that the target has recorded.
+func (w *writer) inStep(t *testing.T, source, target demo.Cluster) {
+	t.Helper()
+	until(t, 3*time.Minute, "replication from "+source.Name+" to "+target.Name, func() (bool, string) {
+		here, there := w.link(t, source), w.link(t, target)
+		epoch := w.replication(t, source).Status.Epoch
+		return here.Session == nil && here.RecoveryPoint != nil && here.RecoveryPoint.Epoch == epoch && there.RecoveryPoint != nil &&
+			here.RecoveryPoint.Point == there.RecoveryPoint.Point && there.ReceiverReady, here.WaitingFor + " | " + there.WaitingFor
+	})
+}
+
+// patch is what an operator types.
+func (w *writer) patch(t *testing.T, c demo.Cluster, patch string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), clustersProgram, "kubectl", c.Name, "-n", w.story.Namespace, "patch", "replication", w.name, "--type=merge", "-p", patch).CombinedOutput()
+	if err != nil {
+		t.Fatalf("kubectl patch on %s: %v\n%s", c.Name, err, out)
+	}
+}
+
+// edit changes the Replication on c.
+func (w *writer) edit(t *testing.T, c demo.Cluster, change func(*v1alpha1.ReplicationSpec)) {
+	t.Helper()
+	r := w.replication(t, c)
+	before := r.DeepCopy()
+	change(&r.Spec)
+	must(t, c.Client.Patch(t.Context(), r, client.MergeFrom(before)))
+}
+
+func (w *writer) replication(t *testing.T, c demo.Cluster) *v1alpha1.Replication {
+	t.Helper()
+	r := &v1alpha1.Replication{}
+	if err := c.Client.Get(t.Context(), client.ObjectKey{Namespace: w.story.Namespace, Name: w.name}, r); client.IgnoreNotFound(err) != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (w *writer) link(t *testing.T, c demo.Cluster) v1alpha1.RlinkStatus {
+	t.Helper()
+	if r := w.replication(t, c); len(r.Status.Rlinks) > 0 {
+		return r.Status.Rlinks[0]
+	}
+	return v1alpha1.RlinkStatus{}
+}
+
+// number is what the first volume holds; all are read by a pod of their own, and must be in order.
+func (w *writer) number(t *testing.T, c demo.Cluster) int64 {
+	t.Helper()
+	return w.numbers(t, c, w.claims())[0]
+}
+
+// numbers reads claims that hold the writer's volumes, in its order, and fails when they are not of one instant.
+func (w *writer) numbers(t *testing.T, c demo.Cluster, claims []string) []int64 {
+	t.Helper()
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, GenerateName: "reader-"}, Spec: podWith(w.story.Image, claims, "/volumes", readScript, strconv.Itoa(len(claims)))}
+	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
+	must(t, c.Client.Create(t.Context(), pod))
+	printed := ""
+	until(t, 2*time.Minute, "the reader on "+c.Name, func() (bool, string) {
+		must(t, c.Client.Get(t.Context(), client.ObjectKeyFromObject(pod), pod))
+		for _, status := range pod.Status.ContainerStatuses {
+			if end := status.State.Terminated; end != nil {
+				printed = end.Message
+			}
+		}
+		return pod.Status.Phase == corev1.PodSucceeded && printed != "", string(pod.Status.Phase)
+	})
+	must(t, c.Client.Delete(t.Context(), pod, client.GracePeriodSeconds(0)))
+	numbers, fault := inOrder(printed)
+	if fault != "" {
+		t.Fatalf("%v on %s: %s", claims, c.Name, fault)
+	}
+	return numbers
+}
+
+// session runs one and returns once its point is recorded on the target.
+func (w *writer) session(t *testing.T, source, target demo.Cluster, token string) v1alpha1.SessionReport {
+	t.Helper()
+	w.patch(t, source, fmt.Sprintf(`{"spec":{"triggerNow":%q}}`, token))
+	var last v1alpha1.SessionReport
+	until(t, 3*time.Minute, "session "+token+" is committed and recorded", func() (bool, string) {
+		l := w.link(t, source)
+		if l.LastSession == nil || l.Session != nil || l.LastSession.TriggerNow != token {
+			return false, fmt.Sprintf("%+v; %s", l.Session, l.WaitingFor)
+		}
+		last = *l.LastSession
+		if last.Result != "Committed" {
+			t.Fatalf("session %s failed: %s", token, last.Message)
+		}
+		p := w.link(t, target).RecoveryPoint
+		return p != nil && p.Point == last.Point, "the target has not recorded it"
+	})
+	return last
+}
+
+// remove deletes the Replications of both clusters, so that nothing of them holds the end of the story up.
+func (w *writer) remove(t *testing.T) {
+	t.Helper()
+	for _, c := range []demo.Cluster{w.story.Home, w.story.Away} {
+		must(t, client.IgnoreNotFound(c.Client.Delete(t.Context(), &v1alpha1.Replication{ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name}})))
+	}
+}
+
 // readScript prints the number in each volume, in order, where a pod's end is told. A volume that was cut before its
 // file was written has none.
 const readScript = `for i in $(seq 0 $(($1 - 1))); do cat /volumes/$i/n 2>/dev/null || echo none; done > /dev/termination-log`
 
 // outOfOrder judges what readScript printed: why it cannot be one instant, or the number of the first volume.
 func outOfOrder(printed string) (n int64, fault string) {
+	numbers, fault := inOrder(printed)
+	if fault != "" {
+		return 0, fault
+	}
+	return numbers[0], ""
+}
+
+// inOrder judges what readScript printed: the numbers, or why they cannot be of one instant. A volume without one has -1.
+func inOrder(printed string) (numbers []int64, fault string) {
 	fields := strings.Fields(printed)
-	var numbers []int64
 	for _, f := range fields {
 		if f == "none" {
 			numbers = append(numbers, -1)
@@ -122,22 +255,22 @@ func outOfOrder(printed string) (n int64, fault string) {
 		}
 		v, err := strconv.ParseInt(f, 10, 64)
 		if err != nil {
-			return 0, fmt.Sprintf("%q is no number", f)
+			return nil, fmt.Sprintf("%q is no number", f)
 		}
 		numbers = append(numbers, v)
 	}
 	if len(numbers) == 0 {
-		return 0, "nothing was printed"
+		return nil, "nothing was printed"
 	}
 	for i := 1; i < len(numbers); i++ {
 		if numbers[i] > numbers[i-1] {
-			return 0, fmt.Sprintf("volume %d is ahead of volume %d: %v", i, i-1, numbers)
+			return nil, fmt.Sprintf("volume %d is ahead of volume %d: %v", i, i-1, numbers)
 		}
 	}
 	if last := numbers[len(numbers)-1]; numbers[0] > 0 && last < numbers[0]-1 {
-		return 0, fmt.Sprintf("the last volume is %d writes behind the first: %v", numbers[0]-last, numbers)
+		return nil, fmt.Sprintf("the last volume is %d writes behind the first: %v", numbers[0]-last, numbers)
 	}
-	return numbers[0], ""
+	return numbers, ""
 }
 
 // podWith runs a script on claims mounted at dir/0, dir/1, ...
