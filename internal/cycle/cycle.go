@@ -292,6 +292,8 @@ type Mover struct {
 	Ending bool
 	// Outdated is true when it dials another address than it should by now.
 	Outdated bool
+	// Waiting is true when it does not reach its target.
+	Waiting bool
 }
 
 func wait(phase, reason, message string, poll time.Duration) Decision {

@@ -286,6 +286,14 @@ func goOn(s Source) Decision {
 	case MoverFailed:
 		return fail(ReasonMoverFailed, s.Mover.Message)
 	}
+	// Who was taken over from meanwhile has no target that would tell its mover so: that is a source now.
+	if epoch := max(s.Peer.Stand.Epoch, s.Peer.InForce.Epoch); s.Peer.Found && epoch > s.Session.Epoch {
+		why := overtaken(s.Peer, s.Session.Epoch)
+		if s.Mover.State != MoverAbsent {
+			return running(RemoveMover, ReasonStaleEpoch, why, Quick)
+		}
+		return fail(ReasonStaleEpoch, why)
+	}
 	missing, unready, oldest, trouble := count(s.Snapshots)
 	if s.Session.CutAt.IsZero() {
 		began := s.Session.StartedAt
@@ -408,8 +416,7 @@ func peerFirst(s Source) (d Decision, ok bool) {
 		return prepare(ReasonPeerMissing, fmt.Sprintf("there is no Replication of this name in cluster %s", p.Name))
 	// Whoever has the greater epoch is right, whatever either side believes to be.
 	case max(p.Stand.Epoch, p.InForce.Epoch) > s.Wanted.Epoch:
-		return blocked(ReasonStaleEpoch, fmt.Sprintf("cluster %s is in epoch %d, this side in epoch %d: another cluster has become primary since; set spec.role to target here",
-			p.Name, max(p.Stand.Epoch, p.InForce.Epoch), s.Wanted.Epoch))
+		return blocked(ReasonStaleEpoch, overtaken(p, s.Wanted.Epoch))
 	case p.Stand.Role != v1alpha1.RoleTarget:
 		return soon(ReasonPeerIsSource, fmt.Sprintf("the Replication in cluster %s has role source too; set it to target on the side whose application is stopped", p.Name))
 	case p.Stand.Epoch < s.Wanted.Epoch:
@@ -433,6 +440,17 @@ func peerFirst(s Source) (d Decision, ok bool) {
 		return wait(Preparing, ReasonPeerPreparing, fmt.Sprintf("cluster %s prepares the replica: %s", p.Name, waits), Steady), false
 	}
 	return Decision{}, true
+}
+
+// NeedsPeer reports whether what the peer says may decide what becomes of a session: one whose mover does not reach its target, or is to
+// be started. Others are not asked for, since a question takes time.
+func NeedsPeer(s Source) bool {
+	return s.Session != nil && !s.Session.CutAt.IsZero() && (s.Mover.Waiting || s.Mover.State == MoverEnding || s.Mover.State == MoverAbsent && s.Clones == Present)
+}
+
+func overtaken(p Peer, own int64) string {
+	return fmt.Sprintf("cluster %s is in epoch %d, this side in epoch %d: another cluster has become primary since; set spec.role to target here",
+		p.Name, max(p.Stand.Epoch, p.InForce.Epoch), own)
 }
 
 func declined(p Peer) Decision {

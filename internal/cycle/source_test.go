@@ -294,3 +294,16 @@ func TestBackoffDoublesAndEnds(t *testing.T) {
 		t.Error("a target may not have noticed what a failed session committed when the next one starts")
 	}
 }
+
+// A source that was taken over from while its session ran has no target to refuse the mover: the peer itself tells.
+func TestASessionEndsWhenThePeerHasALaterEpoch(t *testing.T) {
+	s := inSession()
+	s.Peer.Stand, s.Peer.InForce = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2)
+	check(t, NextSource(s), expectation{RemoveMover, ReasonStaleEpoch, true, "", "epoch 3"})
+	s.Mover = Mover{State: MoverCommitted}
+	check(t, NextSource(s), expectation{CommitSession, ReasonSessionEnded, true, "", ""})
+	s.Mover = Mover{}
+	check(t, NextSource(s), expectation{FailSession, ReasonStaleEpoch, true, "", "epoch 3"})
+	s.Session = nil
+	check(t, NextSource(s), expectation{Wait, ReasonStaleEpoch, false, "", "set spec.role to target"})
+}

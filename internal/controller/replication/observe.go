@@ -562,13 +562,14 @@ func (r *Reconciler) observeSources(ctx context.Context, from client.Reader, s *
 			return err
 		}
 	}
-	// Peers are asked only when a session could start, or when this side is about to become the source: nothing else depends on them.
+	// Peers are asked only when a session could start or does not get on, or when this side is about to become the source: nothing else
+	// depends on them.
 	replica, inForce := s.lead().source.Replica, s.lead().inForce()
 	promoting := inForce.Role == "" || inForce.Role == v1alpha1.RoleTarget &&
 		(replica.Spool != cycle.Absent && !replica.Sealed || s.lead().wanted().Epoch <= max(inForce.Epoch, brought(s.rep)))
 	for _, v := range s.links {
 		c := v.source
-		if promoting || c.InForce == c.Wanted && c.Session == nil && !c.Suspended && c.Problem == nil {
+		if promoting || c.InForce == c.Wanted && (c.Session == nil && !c.Suspended && c.Problem == nil || cycle.NeedsPeer(*c)) {
 			ask = append(ask, v)
 		}
 	}
@@ -609,6 +610,7 @@ func (r *Reconciler) observeSource(ctx context.Context, from client.Reader, v *v
 	case v.state != nil:
 		s.Mover.Message = progressMessage(v.state)
 		s.Mover.Ending = v.state.Phase == engine.PhaseCommitting || v.state.Phase == engine.PhaseDone
+		s.Mover.Waiting = v.state.Phase == engine.PhaseWaiting
 	default:
 		// It was well on its way and has fallen silent: most likely it is through.
 		s.Mover.Ending = v.status.Session.Percent >= 50

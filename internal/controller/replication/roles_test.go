@@ -212,6 +212,32 @@ func TestNobodyIsPromotedByAPeerThatIsGone(t *testing.T) {
 	}
 }
 
+// M-125: a source that was taken over from in the middle of a session ends it when it hears of that, and says that it is stale.
+func TestASourceThatComesBackWithASessionIsStale(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protect(w, "data")
+	w.east.holdMovers = true
+	w.east.trigger("app", "cut short")
+	w.until("the mover runs", func() bool {
+		s := w.east.link("app").Session
+		return s != nil && strings.Contains(s.Message, "runs")
+	})
+	w.west.offline, w.east.offline = true, true
+	w.west.edit("app", func(r *v1alpha1.Replication) {
+		r.Spec.Role, r.Spec.AcknowledgePeerLost = v1alpha1.RoleSource, w.west.link("app").RecoveryPoint.Point
+	})
+	w.until("taken over", w.west.is("app", v1alpha1.RoleSource))
+	w.east.holdMovers = false
+	w.west.offline, w.east.offline = false, false
+	w.until("the former source is told", func() bool {
+		return w.east.ready("app").Reason == cycle.ReasonStaleEpoch && w.east.link("app").Session == nil
+	})
+	if last := w.east.link("app").LastSession; last.Result != "Failed" || !strings.Contains(last.Message, "another cluster has become primary") {
+		t.Errorf("the session ended as %+v", last)
+	}
+}
+
 // M-017: roles are swapped ten times, as an application that follows the sun does. Each swap goes on from the newest point, by what
 // differs, and leaves no object behind.
 func TestRolesAreSwappedAgainAndAgain(t *testing.T) {
