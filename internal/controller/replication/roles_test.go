@@ -190,11 +190,20 @@ func TestNobodyIsPromotedByAPeerThatIsGone(t *testing.T) {
 	w.until("replication goes on as it was", w.east.committed("app", "back"))
 	stays("with the peer back")
 
-	// A person takes over. The former source comes back, and nothing but a person leads home.
+	// Who is set to become the source waits for a person to say that the loss is accepted, however long the peer is away.
 	w.west.offline, w.east.offline = true, true
-	w.west.edit("app", func(r *v1alpha1.Replication) {
-		r.Spec.Role, r.Spec.AcknowledgePeerLost = v1alpha1.RoleSource, w.west.link("app").RecoveryPoint.Point
-	})
+	w.west.role("app", v1alpha1.RoleSource)
+	for range 6 {
+		w.turn()
+		w.skip += 12 * time.Hour
+		w.turn()
+		if r := w.west.get("app"); r.Status.Role != v1alpha1.RoleTarget || r.Status.ClaimedEpoch != nil {
+			t.Fatalf("nobody accepted a loss, and west is %s", describe(r))
+		}
+	}
+
+	// A person takes over. The former source comes back, and nothing but a person leads home.
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.AcknowledgePeerLost = w.west.link("app").RecoveryPoint.Point })
 	w.until("taken over", w.west.is("app", v1alpha1.RoleSource))
 	epoch := w.west.get("app").Status.Epoch
 	w.west.offline, w.east.offline = false, false
