@@ -80,14 +80,11 @@ func (w *writer) claims() []string {
 }
 
 // protect makes group and replication on the story's home cluster.
-func (w *writer) protect(t *testing.T, pair, schedule string, retain *int32, edit ...func(*v1alpha1.PVCGroupSpec)) {
+func (w *writer) protect(t *testing.T, pair, schedule string, retain *int32) {
 	t.Helper()
 	group := &v1alpha1.PVCGroup{ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name}}
 	for _, claim := range w.claims() {
 		group.Spec.PVCList = append(group.Spec.PVCList, v1alpha1.PVCRef{PVCName: claim})
-	}
-	for _, e := range edit {
-		e(&group.Spec)
 	}
 	must(t, w.story.Home.Client.Create(t.Context(), group))
 	must(t, w.story.Home.Client.Create(t.Context(), &v1alpha1.Replication{
@@ -291,4 +288,14 @@ func podWith(image string, claims []string, dir, script string, args ...string) 
 		pod.Containers[0].VolumeMounts = append(pod.Containers[0].VolumeMounts, corev1.VolumeMount{Name: name, MountPath: dir + "/" + strconv.Itoa(i)})
 	}
 	return pod
+}
+
+// lifeboat runs the command line as a user does.
+func lifeboat(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), lifeboatProgram, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("lifeboat %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
 }
