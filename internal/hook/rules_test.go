@@ -176,6 +176,8 @@ func TestACommandThatIsThereAndHoldsNoMoreIsFoundOut(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	// Until it has ended it may answer once more.
+	q.eventually("it ends", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := q.rules.Prove(ctx, q.owner); err == nil {
