@@ -77,6 +77,11 @@ type Owner struct {
 	Rlink, Point string
 }
 
+// Uses tells that a Rule is the owner's at present.
+func (o Owner) Uses(rule string) string {
+	return fmt.Sprintf("Rule %s is being run for session %s of Replication %s, link %s", rule, o.Point, o.Replication.Name, o.Rlink)
+}
+
 // RunPhase is how far a run is.
 type RunPhase int
 
@@ -175,7 +180,7 @@ func (r *Rules) holder(owner Owner, rules []string) string {
 		}
 		for _, rule := range rules {
 			if rule != "" && slices.Contains(run.rules, rule) {
-				return fmt.Sprintf("Rule %s is being run for session %s of Replication %s, link %s", rule, other.Point, other.Replication.Name, other.Rlink)
+				return other.Uses(rule)
 			}
 		}
 	}

@@ -55,13 +55,14 @@ func startWriter(t *testing.T, s *demo.Story, name string, c demo.Cluster, volum
 	t.Helper()
 	w := &writer{s, name, volumes}
 	for _, claim := range w.claims() {
-		must(t, c.Client.Create(t.Context(), demoClaim(s.Namespace, claim, name)))
+		must(t, c.Client.Create(t.Context(), writerClaim(s.Namespace, claim, name)))
 	}
 	w.start(t, c)
 	return w
 }
 
-func demoClaim(namespace, name, app string) *corev1.PersistentVolumeClaim {
+// writerClaim is one volume of a writer, or one like it.
+func writerClaim(namespace, name, app string) *corev1.PersistentVolumeClaim {
 	return &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": app}},
 		Spec: corev1.PersistentVolumeClaimSpec{
@@ -79,19 +80,24 @@ func (w *writer) claims() []string {
 	return out
 }
 
-// protect makes group and replication on the story's home cluster.
+// protect makes a group of the writer's claims by name, and replication, on the story's home cluster.
 func (w *writer) protect(t *testing.T, pair, schedule string, retain *int32) {
 	t.Helper()
-	group := &v1alpha1.PVCGroup{ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name}}
+	var group v1alpha1.PVCGroupSpec
 	for _, claim := range w.claims() {
-		group.Spec.PVCList = append(group.Spec.PVCList, v1alpha1.PVCRef{PVCName: claim})
+		group.PVCList = append(group.PVCList, v1alpha1.PVCRef{PVCName: claim})
 	}
-	must(t, w.story.Home.Client.Create(t.Context(), group))
-	must(t, w.story.Home.Client.Create(t.Context(), &v1alpha1.Replication{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name},
-		Spec: v1alpha1.ReplicationSpec{Role: v1alpha1.RoleSource, PVCGroupName: w.name,
-			Rlinks: []v1alpha1.Rlink{{RlinkName: "peer", ClusterPair: pair, Schedule: schedule, Retain: retain}}},
-	}))
+	w.protectBy(t, group, v1alpha1.Rlink{ClusterPair: pair, Schedule: schedule, Retain: retain})
+}
+
+// protectBy makes group and replication on the story's home cluster. The link's name is peer.
+func (w *writer) protectBy(t *testing.T, group v1alpha1.PVCGroupSpec, link v1alpha1.Rlink) {
+	t.Helper()
+	about := metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name}
+	link.RlinkName = "peer"
+	must(t, w.story.Home.Client.Create(t.Context(), &v1alpha1.PVCGroup{ObjectMeta: about, Spec: group}))
+	must(t, w.story.Home.Client.Create(t.Context(), &v1alpha1.Replication{ObjectMeta: about,
+		Spec: v1alpha1.ReplicationSpec{Role: v1alpha1.RoleSource, PVCGroupName: w.name, Rlinks: []v1alpha1.Rlink{link}}}))
 }
 
 // start runs the writer on claims that are there, and returns once it writes.

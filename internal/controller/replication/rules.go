@@ -175,7 +175,7 @@ func (r *Reconciler) ruleUser(ctx context.Context, v *view) (string, error) {
 			q := link.Session.Quiesce
 			for _, rule := range []string{mine.PreCutRule, mine.PostCutRule} {
 				if rule != "" && (rule == q.PreCutRule || rule == q.PostCutRule) {
-					return fmt.Sprintf("Rule %s is being run for session %s of Replication %s, link %s", rule, link.Session.Point, other.Name, link.RlinkName), nil
+					return hook.Owner{Replication: client.ObjectKeyFromObject(other), Rlink: link.RlinkName, Point: link.Session.Point}.Uses(rule), nil
 				}
 			}
 		}

@@ -44,6 +44,8 @@ func (e *DifferError) Error() string {
 type wanted struct {
 	PrepareRequest
 	here, caller string
+	// selector is the group's; nil when its members are named.
+	selector labels.Selector
 }
 
 // found is what this cluster has of it; nil what it lacks.
@@ -101,6 +103,12 @@ func (s *Server) want(r *linkpb.PrepareReplicationRequest, pair *v1alpha1.Cluste
 	if err := json.Unmarshal(r.GetGroup(), &w.Group); err != nil {
 		return w, refuse(ReasonInvalid, "replication %s: the group is not readable: %v", w.Key, err)
 	}
+	if w.Group.Selector != nil {
+		var err error
+		if w.selector, err = metav1.LabelSelectorAsSelector(w.Group.Selector); err != nil {
+			return w, refuse(ReasonInvalid, "PVCGroup %s/%s: spec.selector: %v", w.Key.Namespace, w.Spec.PVCGroupName, err)
+		}
+	}
 	w.Spec.Role = v1alpha1.RoleTarget
 	w.Spec.TriggerNow = ""
 	for i := range w.Spec.Rlinks {
@@ -157,15 +165,11 @@ func (s *Server) look(ctx context.Context, want wanted) (found, error) {
 
 // others lists the claims that the group's selector would take in although the source has them no more.
 func (s *Server) others(ctx context.Context, want wanted) ([]corev1.PersistentVolumeClaim, error) {
-	if want.Group.Selector == nil {
+	if want.selector == nil {
 		return nil, nil
 	}
-	selector, err := metav1.LabelSelectorAsSelector(want.Group.Selector)
-	if err != nil {
-		return nil, refuse(ReasonInvalid, "PVCGroup %s/%s: spec.selector: %v", want.Key.Namespace, want.Spec.PVCGroupName, err)
-	}
 	var list corev1.PersistentVolumeClaimList
-	if err := s.Client.List(ctx, &list, client.InNamespace(want.Key.Namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
+	if err := s.Client.List(ctx, &list, client.InNamespace(want.Key.Namespace), client.MatchingLabelsSelector{Selector: want.selector}); err != nil {
 		return nil, fmt.Errorf("list claims of namespace %s: %w", want.Key.Namespace, err)
 	}
 	return slices.DeleteFunc(list.Items, func(o corev1.PersistentVolumeClaim) bool {
@@ -269,12 +273,8 @@ func (w wanted) manual() bool { return w.link().PeerObjects == v1alpha1.PeerObje
 // touched, and only the labels that the selector asks for: a person's own claim is named instead.
 func decideLabels(want wanted, have found, todo *work) []string {
 	persons := have.group != nil && have.group.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByLifeboat
-	if want.Group.Selector == nil || want.manual() || persons {
+	if want.selector == nil || want.manual() || persons {
 		return nil // members are by name, or a person's matter
-	}
-	selector, err := metav1.LabelSelectorAsSelector(want.Group.Selector)
-	if err != nil {
-		return nil // it was refused before
 	}
 	keys := slices.Collect(maps.Keys(want.Group.Selector.MatchLabels))
 	for _, e := range want.Group.Selector.MatchExpressions {
@@ -292,7 +292,7 @@ func decideLabels(want wanted, have found, todo *work) []string {
 				changed.Labels[key] = value
 			}
 		}
-		if claim.Annotations[v1alpha1.AnnotationCreatedFor] == want.Key.Name && selector.Matches(labels.Set(changed.Labels)) == matches {
+		if claim.Annotations[v1alpha1.AnnotationCreatedFor] == want.Key.Name && want.selector.Matches(labels.Set(changed.Labels)) == matches {
 			todo.relabel = append(todo.relabel, relabelling{claim, changed})
 			return
 		}
@@ -303,7 +303,7 @@ func decideLabels(want wanted, have found, todo *work) []string {
 		follow(&have.others[i], nil, false, fmt.Sprintf("matches it, and it is no member on cluster %s: change its labels", want.caller))
 	}
 	for _, c := range want.Claims {
-		if claim := have.claims[c.Name]; claim != nil && !selector.Matches(labels.Set(claim.Labels)) && selector.Matches(labels.Set(c.Labels)) {
+		if claim := have.claims[c.Name]; claim != nil && !want.selector.Matches(labels.Set(claim.Labels)) && want.selector.Matches(labels.Set(c.Labels)) {
 			follow(claim, c.Labels, true, fmt.Sprintf("does not match it, and it is a member on cluster %s: label it as there", want.caller))
 		}
 	}
