@@ -666,9 +666,10 @@ func (w *world) volumes(claim string) string {
 	return out
 }
 
-// flakyClient refuses every write once, before it reaches the API server.
+// flakyClient refuses every write once, before it reaches the API server. The snapshots of a group are made side by side.
 type flakyClient struct {
 	client.Client
+	mu     sync.Mutex
 	tried  map[string]bool
 	failed int
 }
@@ -677,6 +678,8 @@ var errKilled = errors.New("the manager was killed here")
 
 func (f *flakyClient) fail(verb string, o client.Object) error {
 	key := fmt.Sprintf("%s %T %s", verb, o, o.GetName())
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.tried[key] {
 		delete(f.tried, key) // the next one of its kind fails again
 		return nil
