@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help build generate test lint e2e soak demo bench bench-fleet clusters-up clusters-down images
+.PHONY: help build generate test race lint e2e soak demo bench bench-fleet clusters-up clusters-down images
 
 export CGO_ENABLED := 0
 export GOFLAGS := -buildvcs=false -trimpath
@@ -24,6 +24,9 @@ generate: bin/controller-gen ## generate deep copies, kinds, roles and the link'
 
 test: build ## lint, unit, crash, API server and storage driver tests, and a short story on two clusters
 	@hack/test.sh
+
+race: build ## every test under the race detector, a package at a time (an hour or more)
+	@hack/race.sh
 
 lint: bin/lint ## find bugs; no opinion on shape
 	@hack/lint.sh
