@@ -54,8 +54,8 @@ const (
 // maxName is the longest name that may also be a label's value.
 const maxName = 63
 
-// Name joins parts with dashes. A name that would be longer than 63 characters is cut and ends with a hash of all of it, so that
-// different parts never share a name.
+// Name joins parts with dashes. A name that would be longer than 63 characters is cut and ends with a hash of all of it, so that no two
+// share what is left. Where several parts may hold dashes themselves, "a" "b-c" and "a-b" "c" are one name: callers tell such apart.
 func Name(parts ...string) string {
 	name := strings.Join(parts, "-")
 	if len(name) <= maxName {

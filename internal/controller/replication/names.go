@@ -1,7 +1,10 @@
 package replication
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"strconv"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -38,18 +41,34 @@ const (
 	annotationAddress = "lifeboat.dev/address"
 )
 
-// names of everything that serves one link of one Replication.
+// names of everything that serves one link of one Replication. No two links share one, nor do two Replications.
 type names struct {
 	namespace, replication, rlink string
 }
 
+// ofLink names what serves the link. A Replication's name may hold dashes: where the link's does too, nobody could tell "a" and "b-c"
+// from "a-b" and "c", so such a name ends with a hash of the two.
+func (n names) ofLink(what ...string) string {
+	parts := append([]string{"lb", n.replication, n.rlink}, what...)
+	if strings.Contains(n.rlink, "-") {
+		parts = append(parts, apart(n.replication, n.rlink))
+	}
+	return snapshot.Name(parts...)
+}
+
+// apart tells names from others that look the same once they are joined with dashes. None of them holds a slash.
+func apart(names ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(names, "/")))
+	return hex.EncodeToString(sum[:5])
+}
+
 // job of a session, and its ConfigMap. A ConfigMap per point: a kubelet may mount the content of a moment ago, and
 // that must not be another point's.
-func (n names) job(point string) string { return snapshot.Name("lb", n.replication, n.rlink, point) }
+func (n names) job(point string) string { return n.ofLink(point) }
 
 // rollback is the Job of a rollback, and its ConfigMap.
 func (n names) rollback(point string) string {
-	return snapshot.Name("lb", n.replication, n.rlink, "rollback", point)
+	return n.ofLink("rollback", point)
 }
 
 func (n names) rollbackClaim(point string, index int) string {
@@ -57,29 +76,38 @@ func (n names) rollbackClaim(point string, index int) string {
 }
 
 // mover is the Secret with the source mover's identity, and the account whose tokens it shows to drivers' services.
-func (n names) mover() string { return snapshot.Name("lb", n.replication, n.rlink, "mover") }
+func (n names) mover() string { return n.ofLink("mover") }
 
 // receiver is the Deployment, Service and identity Secret of the target.
-func (n names) receiver() string { return snapshot.Name("lb", n.replication, n.rlink, "receiver") }
+func (n names) receiver() string { return n.ofLink("receiver") }
 
 // receiverConfig is the ConfigMap of a receiver, one per content for the same reason as job's.
 func (n names) receiverConfig(digest string) string {
-	return snapshot.Name("lb", n.replication, n.rlink, "receiver", digest)
+	return n.ofLink("receiver", digest)
 }
 
 // endpoint is the Service of localEndpoint when it names none.
-func (n names) endpoint() string { return snapshot.Name("lb", n.replication, n.rlink, "endpoint") }
+func (n names) endpoint() string { return n.ofLink("endpoint") }
 
 // binder is the pod that binds claims which wait for one.
-func (n names) binder() string { return snapshot.Name("lb", n.replication, n.rlink, "binder") }
+func (n names) binder() string { return n.ofLink("binder") }
 
 func (n names) spool() string { return snapshot.Name("lb", n.replication, "spool") }
 
 func (n names) replicaClaim(claim string) string { return snapshot.Name("lb", claim, "replica") }
 
+// replicaVolume is among those of all namespaces.
 func (n names) replicaVolume(claim string) string {
-	return snapshot.Name("lb", n.namespace, n.replication, claim, "replica")
+	parts := []string{"lb", n.namespace, n.replication, claim, "replica"}
+	if strings.Contains(n.namespace+n.replication, "-") {
+		parts = append(parts, apart(n.namespace, n.replication, claim))
+	}
+	return snapshot.Name(parts...)
 }
+
+// app is the label that users' Services select a receiver by. It is what they were promised, the two names without anything between them, so
+// others may come to the same: see labelled.
+func (n names) app() string { return n.replication + n.rlink }
 
 // labels of what serves the link; component may be empty.
 func (n names) labels(component string) map[string]string {
@@ -87,7 +115,7 @@ func (n names) labels(component string) map[string]string {
 		v1alpha1.LabelManagedBy:   v1alpha1.ManagedByLifeboat,
 		v1alpha1.LabelReplication: n.replication,
 		v1alpha1.LabelRlink:       n.rlink,
-		"app":                     n.replication + n.rlink,
+		labelApp:                  n.app(),
 	}
 	if component != "" {
 		labels[v1alpha1.LabelComponent] = component

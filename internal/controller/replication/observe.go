@@ -34,6 +34,7 @@ const (
 	reasonTrustMissing      = "TrustMissing"
 	reasonGroupMissing      = "PVCGroupMissing"
 	reasonClaimInTwoGroups  = "ClaimInTwoGroups"
+	reasonLabelTaken        = "LabelTaken"
 	reasonPVCMapInvalid     = "PVCMapInvalid"
 	reasonPeerDeclined      = "PeerDeclined"
 	reasonSizesOrModeDiffer = "PeerConflict"
@@ -219,6 +220,8 @@ type common struct {
 	// selector is set when the group's selector cannot be read, shared when another Replication carries one of the claims.
 	selector *snapshot.SelectorError
 	shared   *cycle.Problem
+	// labelled are, by the label app, the links of older Replications of the namespace.
+	labelled map[string]names
 
 	snapshots []snapshot.Seen
 	claims    []corev1.PersistentVolumeClaim
@@ -337,7 +340,11 @@ func (r *Reconciler) observeCommon(ctx context.Context, from client.Reader, rep 
 	if err := r.observeMade(ctx, from, rep, c); err != nil {
 		return nil, err
 	}
-	var err error
+	others, err := olderOnes(ctx, from, rep)
+	if err != nil {
+		return nil, err
+	}
+	c.labelled = labelled(others)
 	if c.group, err = group(ctx, from, rep); err != nil || c.group == nil {
 		return c, err
 	}
@@ -351,8 +358,8 @@ func (r *Reconciler) observeCommon(ctx context.Context, from client.Reader, rep 
 	if c.way, err = snapshot.WayOf(ctx, from, c.group.Spec.CutPolicy, c.members); err != nil {
 		return nil, err
 	}
-	c.shared, err = observeOthers(ctx, from, rep, c.members)
-	return c, err
+	c.shared = sharedClaim(others, c.members)
+	return c, nil
 }
 
 // take gives a view what is its link's of what Lifeboat made. Replica and recovery points are the leading link's, whichever link
@@ -405,6 +412,10 @@ func (v *view) note(reason, format string, args ...any) {
 func (v *view) judge(c *common) {
 	if v.trouble != nil {
 		v.note(v.trouble.Reason, "%s", v.trouble.Message)
+	}
+	if other, taken := c.labelled[v.names.app()]; taken {
+		v.note(reasonLabelTaken, "link %s of Replication %s and link %s of this one come to one label app: %s, and a Service that selects it would find both: give this link, on both sides, another rlinkName",
+			other.rlink, other.replication, v.rlink.RlinkName, v.names.app())
 	}
 	switch {
 	case c.group == nil:
@@ -483,30 +494,49 @@ func mapFault(v *view) string {
 	return ""
 }
 
-// observeOthers finds claims that another Replication of the namespace carries too. The older Replication keeps them.
-func observeOthers(ctx context.Context, from client.Reader, rep *v1alpha1.Replication, members []snapshot.Member) (*cycle.Problem, error) {
+// olderOnes are the Replications of the namespace that came before this one. What two of them claim the older one keeps.
+func olderOnes(ctx context.Context, from client.Reader, rep *v1alpha1.Replication) ([]*v1alpha1.Replication, error) {
 	var all v1alpha1.ReplicationList
 	// What is only looked at need not be copied.
 	if err := from.List(ctx, &all, client.InNamespace(rep.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list replications of namespace %s: %w", rep.Namespace, err)
 	}
+	var out []*v1alpha1.Replication
+	for i := range all.Items {
+		if other := &all.Items[i]; other.Name != rep.Name && older(other, rep) {
+			out = append(out, other)
+		}
+	}
+	return out, nil
+}
+
+// sharedClaim finds a claim that another Replication carries too.
+func sharedClaim(others []*v1alpha1.Replication, members []snapshot.Member) *cycle.Problem {
 	mine := map[string]bool{}
 	for _, m := range members {
 		mine[m.Name] = true
 	}
-	for i := range all.Items {
-		other := &all.Items[i]
-		if other.Name == rep.Name || !older(other, rep) {
-			continue
-		}
+	for _, other := range others {
 		for _, claim := range other.Status.Claims {
 			if mine[claim] {
 				return &cycle.Problem{Reason: reasonClaimInTwoGroups, Message: fmt.Sprintf("claim %s/%s is replicated by Replication %s (PVCGroup %s) already: take it out of one of the groups",
-					rep.Namespace, claim, other.Name, other.Spec.PVCGroupName)}, nil
+					other.Namespace, claim, other.Name, other.Spec.PVCGroupName)}
 			}
 		}
 	}
-	return nil, nil
+	return nil
+}
+
+// labelled are the others' links by the label app, which does not tell where the one name ends and the other begins.
+func labelled(others []*v1alpha1.Replication) map[string]names {
+	out := map[string]names{}
+	for _, other := range others {
+		for _, link := range other.Spec.Rlinks {
+			n := names{other.Namespace, other.Name, link.RlinkName}
+			out[n.app()] = n
+		}
+	}
+	return out
 }
 
 func older(a, b *v1alpha1.Replication) bool {
