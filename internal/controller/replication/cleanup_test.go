@@ -262,12 +262,23 @@ func TestADeletionWaitsForAGroupSnapshotThatIsBeingMade(t *testing.T) {
 	if groups, marked := w.east.groups(snapshot.ForSession), w.east.marked(); len(groups) != 1 || len(marked) != 2 {
 		t.Errorf("while one is being made: group snapshots %v, labelled claims %v", groups, marked)
 	}
+	making := "group snapshot " + w.east.groups(snapshot.ForSession)[0]
+	if c, l := w.east.ready("app"), w.east.link("app"); c.Status != metav1.ConditionFalse || c.Reason != cycle.ReasonSnapshotsPending ||
+		!strings.Contains(c.Message, making) || l.WaitingFor != c.Message || w.east.get("app").Status.Phase != cycle.Waiting {
+		t.Errorf("what it waits for is %s: %s; the link says %q", c.Reason, c.Message, l.WaitingFor)
+	}
 	w.east.holdSnapshots = false
 	w.until("all is gone", func() bool {
 		return w.east.get("app") == nil && len(w.east.groups(snapshot.ForSession)) == 0 && len(w.east.snapshots()) == 0 && len(w.east.marked()) == 0
 	})
 	// One that is never made is not waited for.
+	w.skip, w.west.stuck = 0, "lb-app-spool"
 	w.west.must(w.west.kube.Delete(t.Context(), w.west.get("app")))
+	w.until("the target says what is still there", func() bool {
+		c := w.west.ready("app")
+		return c.Reason == reasonBeingDeleted && strings.Contains(c.Message, "PersistentVolumeClaim lb-app-spool")
+	})
+	w.west.stuck = ""
 	w.until("the target is gone", func() bool { return w.west.get("app") == nil })
 	w.east.replication("app", v1alpha1.RoleSource)
 	w.until("a first point", w.east.committed("app", ""))
@@ -360,6 +371,10 @@ func TestNoFinalizerHangsForEver(t *testing.T) {
 	}
 	asked := time.Now() // the API server's clock is the real one
 	w.west.must(w.west.kube.Delete(t.Context(), w.west.get("app")))
+	w.until("it says what is in the way", func() bool {
+		c := w.west.ready("app")
+		return c.Reason == reasonActFailed && strings.Contains(c.Message, errKilled.Error())
+	})
 	w.until("it is gone", func() bool { return w.west.get("app") == nil })
 	if waited := w.now().Sub(asked); waited < refusalPatience {
 		t.Errorf("it was given up after %s", waited)

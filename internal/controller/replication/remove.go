@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -12,10 +13,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
+	"lifeboat.dev/lifeboat/internal/condition"
 	"lifeboat.dev/lifeboat/internal/cycle"
 	"lifeboat.dev/lifeboat/internal/snapshot"
 )
@@ -30,12 +33,13 @@ func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (tim
 	if !controllerutil.ContainsFinalizer(rep, finalizer) {
 		return 0, nil
 	}
-	left, err := r.clear(ctx, rep)
+	before := rep.DeepCopy()
+	waits, err := r.clear(ctx, rep)
 	switch waited := r.Now().Sub(rep.DeletionTimestamp.Time); {
 	case err != nil && waited < refusalPatience:
-		return 0, err
-	case err == nil && left && waited < deletionPatience:
-		return cycle.Quick, nil
+		return 0, errors.Join(err, r.tellRemoval(ctx, before, rep, removal{reasonActFailed, err.Error()}))
+	case err == nil && waits != nil && waited < deletionPatience:
+		return cycle.Quick, r.tellRemoval(ctx, before, rep, *waits)
 	case err != nil && r.Events != nil:
 		r.Events.Eventf(rep, nil, corev1.EventTypeWarning, reasonLeftBehind, "Remove", "after %s something that was made for it is still there: %v", refusalPatience, err)
 	}
@@ -52,11 +56,26 @@ func (r *Reconciler) remove(ctx context.Context, rep *v1alpha1.Replication) (tim
 	return time.Hour, nil
 }
 
-// clear asks for all to be removed and reports whether something is still there.
-func (r *Reconciler) clear(ctx context.Context, rep *v1alpha1.Replication) (left bool, err error) {
+// removal is why a deletion is not through yet: a reason in one word, and what it waits for.
+type removal struct{ reason, message string }
+
+// tellRemoval says in the status what a deletion waits for.
+func (r *Reconciler) tellRemoval(ctx context.Context, before, rep *v1alpha1.Replication, waits removal) error {
+	message := "being deleted: " + waits.message
+	rep.Status.Phase = cycle.Waiting
+	for i := range rep.Status.Rlinks {
+		link := &rep.Status.Rlinks[i]
+		link.Phase, link.WaitingFor = cycle.Waiting, message
+	}
+	condition.Set(&rep.Status.Conditions, rep.Generation, v1alpha1.ConditionReady, metav1.ConditionFalse, waits.reason, message)
+	return client.IgnoreNotFound(condition.Save(ctx, r.Client, before, rep))
+}
+
+// clear asks for all to be removed, and tells what is waited for; nil when nothing is.
+func (r *Reconciler) clear(ctx context.Context, rep *v1alpha1.Replication) (*removal, error) {
 	c := &common{}
 	if err := r.observeMade(ctx, r.Live, rep, c); err != nil {
-		return true, err
+		return nil, err
 	}
 	v := r.views(rep).lead()
 	v.claims = c.claims
@@ -78,18 +97,52 @@ func (r *Reconciler) clear(ctx context.Context, rep *v1alpha1.Replication) (left
 	stranded, err := snapshot.FreeStranded(ctx, r.Live, r.Client, rep.Namespace)
 	errs = append(errs, err)
 	// The storage chooses the members of a group snapshot by labels: they stay until it has.
-	making := slices.ContainsFunc(c.snapshots, func(s snapshot.Seen) bool { return s.BeingMade(r.Now()) })
+	making := beingMade(c.snapshots, r.Now())
 	for _, link := range append(all.links, all.gone...) {
 		link.members = v.members
-		if !making {
+		if len(making) == 0 {
 			errs = append(errs, r.release(ctx, link))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return true, err
+		return nil, err
 	}
-	left, err = r.left(ctx, v)
-	return left || stranded || quiesced, err
+	left, err := r.left(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	if stranded {
+		left = append(left, "members of a group snapshot that is gone")
+	}
+	switch {
+	case quiesced:
+		return &removal{cycle.ReasonResuming, "the application that a session has quiesced is let go first"}, nil
+	case len(making) > 0:
+		return &removal{cycle.ReasonSnapshotsPending, "its storage is making group snapshot " + strings.Join(making, ", ") + ", which would leave members behind if it were removed now"}, nil
+	case len(left) > 0:
+		return &removal{reasonBeingDeleted, "waiting for " + some(left) + " to go"}, nil
+	}
+	return nil, nil
+}
+
+// beingMade names the group snapshots that their storage is still making.
+func beingMade(snapshots []snapshot.Seen, now time.Time) []string {
+	var out []string
+	for _, s := range snapshots {
+		if s.BeingMade(now) {
+			out = add(out, s.Group)
+		}
+	}
+	return out
+}
+
+// some names a few of many.
+func some(names []string) string {
+	const few = 3
+	if len(names) <= few {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), len(names)-few)
 }
 
 // retained tells whether the recovery points stay. They are the replica's, whichever link brought them: one link that says so is enough.
@@ -209,23 +262,33 @@ func (r *Reconciler) replicaVolumes(ctx context.Context, v *view) ([]corev1.Pers
 	}), nil
 }
 
-// left reports whether anything that was to be removed is still there.
-func (r *Reconciler) left(ctx context.Context, v *view) (bool, error) {
+// left names what was to be removed and is still there, as "kind name".
+func (r *Reconciler) left(ctx context.Context, v *view) ([]string, error) {
 	again := &common{}
 	if err := r.observeMade(ctx, r.Live, v.rep, again); err != nil {
-		return false, err
+		return nil, err
 	}
+	var out []string
 	for _, s := range again.snapshots {
-		if s.Purpose == snapshot.ForSession || !retained(v.rep) {
-			return true, nil
+		if s.Purpose == snapshot.ForSession || !retained(v.rep) || s.BeingMade(r.Now()) {
+			out = add(out, objectOf(s))
 		}
 	}
-	if len(again.jobs)+len(again.pods)+len(again.claims) > 0 {
-		return true, nil
+	for _, o := range again.jobs {
+		out = append(out, "Job "+o.Name)
+	}
+	for _, o := range again.pods {
+		out = append(out, "Pod "+o.Name)
+	}
+	for _, o := range again.claims {
+		out = append(out, "PersistentVolumeClaim "+o.Name)
 	}
 	volumes, err := r.replicaVolumes(ctx, v)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	return len(volumes) > 0, nil
+	for _, o := range volumes {
+		out = append(out, "PersistentVolume "+o.Name)
+	}
+	return out, nil
 }

@@ -33,6 +33,7 @@ const (
 	reasonReplica         = "Replica"
 	reasonPromoting       = "Promoting"
 	reasonLeftBehind      = "LeftBehind"
+	reasonBeingDeleted    = "BeingDeleted"
 	reasonNoMembers       = "NoMembers"
 	reasonCutUnknown      = "CutUnknown"
 )
