@@ -126,5 +126,9 @@ func TestANodeThatIsRestartedInTheMiddleOfATransfer(t *testing.T) {
 	if l.LastSession.Point != point || l.LastSession.Result != "Committed" || len(l.History) != 0 {
 		t.Errorf("the session ended as %+v, before it %+v", l.LastSession, l.History)
 	}
-	t.Logf("changed %d bytes; the last mover sent %d, resent %d, in %d attempts", l.LastSession.BytesChanged, l.LastSession.BytesSent, l.LastSession.BytesResent, l.LastSession.Attempts)
+	t.Logf("tier %s (%s), changed %d bytes; the last mover sent %d, resent %d, in %d attempts", l.LastSession.Tier, l.LastSession.TierReason, l.LastSession.BytesChanged,
+		l.LastSession.BytesSent, l.LastSession.BytesResent, l.LastSession.Attempts)
+	if l.LastSession.Tier != v1alpha1.TierAllocated {
+		t.Errorf("went on in tier %s: the storage driver, which was restarted as well, was not waited for", l.LastSession.Tier)
+	}
 }

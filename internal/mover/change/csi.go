@@ -46,6 +46,12 @@ func (s *ServiceFailed) advice() string {
 	return ""
 }
 
+// Absent tells whether err is a service that could not be reached, or went away: asked later it may answer.
+func Absent(err error) bool {
+	var failed *ServiceFailed
+	return errors.As(err, &failed) && failed.Code == codes.Unavailable
+}
+
 // BadStream is an answer of a SnapshotMetadata service that breaks its contract: nothing in it can be relied on.
 type BadStream struct{ Address, Call, Snapshot, Problem string }
 

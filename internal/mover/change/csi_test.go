@@ -268,6 +268,21 @@ func TestServiceThatSaysNoIsNotAskedAgain(t *testing.T) {
 	}
 }
 
+func TestAServiceThatIsNotThereIsAbsent(t *testing.T) {
+	s := serve(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	s.csi.Address = l.Addr().String()
+	must(t, l.Close())
+	if _, err := s.delta(t); !Absent(err) {
+		t.Errorf("nobody listens: %v", err)
+	}
+	s = serve(t, []message{{err: status.Error(codes.NotFound, "no")}})
+	if _, err := s.delta(t); err == nil || Absent(err) {
+		t.Errorf("it says no: %v", err)
+	}
+}
+
 func TestUnknownTokenIsRefusedAndNotRepeated(t *testing.T) {
 	s := serve(t, []message{says(variable)})
 	must(t, os.WriteFile(s.csi.TokenFile, []byte("of-somebody-else"), 0o600))

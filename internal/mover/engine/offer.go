@@ -21,21 +21,32 @@ type Offer struct {
 	Note      string
 }
 
-// listTimeout bounds asking a driver for a list: comparing is cheaper than waiting for ever.
-const listTimeout = 2 * time.Minute
+const (
+	// listTimeout bounds asking a driver for a list: comparing is cheaper than waiting for ever.
+	listTimeout = 2 * time.Minute
+	// servicePatience is how long all of a driver's services that do not answer are waited for. After a node's restart they come back
+	// seconds after the mover, and without them a session reads everything there is.
+	servicePatience = 30 * time.Second
+	// serviceRetry is the time between two attempts.
+	serviceRetry = time.Second
+)
 
 // gather asks where the volumes changed and what of them was ever written. A list that cannot be had whole is none:
 // the note says why, and the next tier does.
 func (c SourceConfig) gather(ctx context.Context, volumes []volume.Reader) Offer {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
+	patient, impatient := context.WithTimeout(ctx, servicePatience)
+	defer impatient()
 	o := Offer{Note: c.ChangeNote}
 	if volumes == nil {
 		return o // trees are compared entry by entry
 	}
 	if c.Base != "" {
 		for i, v := range c.Volumes {
-			list, err := change.Delta(ctx, v.Device, volumes[i].Size(), *v.Changes)
+			list, err := whenThere(patient, func() (change.List, error) {
+				return change.Delta(ctx, v.Device, volumes[i].Size(), *v.Changes)
+			})
 			if err != nil {
 				o.Changes, o.Note = nil, fmt.Sprintf("the list of changes of volume %s cannot be had: %v", v.Name, err)
 				break
@@ -45,7 +56,7 @@ func (c SourceConfig) gather(ctx context.Context, volumes []volume.Reader) Offer
 	}
 	known := false
 	for i, v := range c.Volumes {
-		list, err := allocated(ctx, v, volumes[i].Size())
+		list, err := whenThere(patient, func() (change.List, error) { return allocated(ctx, v, volumes[i].Size()) })
 		if err != nil && v.Allocated != nil && o.Note == "" {
 			o.Note = fmt.Sprintf("what was written of volume %s cannot be told: %v", v.Name, err)
 		}
@@ -56,6 +67,16 @@ func (c SourceConfig) gather(ctx context.Context, volumes []volume.Reader) Offer
 		o.Allocated = nil
 	}
 	return o
+}
+
+// whenThere asks for a list, and again while its service is absent and patient lasts.
+func whenThere(patient context.Context, ask func() (change.List, error)) (change.List, error) {
+	for {
+		list, err := ask()
+		if !change.Absent(err) || wait(patient, serviceRetry) != nil {
+			return list, err
+		}
+	}
 }
 
 // allocated lists what was ever written of a volume; all of it, with an error, where that is not known.
