@@ -21,9 +21,8 @@ import (
 // group may have it; a member that leaves takes nothing of the user's along.
 func TestSixteenMembersAndOneMore(t *testing.T) {
 	s := tell(t)
-	must(t, s.Home.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.Namespace}}))
 	w := startWriter(t, s, "many", s.Home, 16)
-	w.protectBy(t, v1alpha1.PVCGroupSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": w.name}}}, v1alpha1.Rlink{ClusterPair: s.Away.Name})
+	w.protectBy(t, v1alpha1.PVCGroupSpec{Selector: &metav1.LabelSelector{MatchLabels: w.label()}}, v1alpha1.Rlink{ClusterPair: s.Away.Name})
 	w.inStep(t, s.Home, s.Away)
 	w.holdsOneInstant(t, "-first")
 
@@ -89,10 +88,6 @@ func (w *writer) carries(t *testing.T, trigger string, members int) {
 func (w *writer) holdsOneInstant(t *testing.T, suffix string) {
 	t.Helper()
 	point := w.link(t, w.story.Away).RecoveryPoint.Point
-	lifeboat(t, "restore", "-n", w.story.Namespace, w.name, "--context", w.story.Away.Name, "--point", point, "--suffix", suffix)
-	var copies []string
-	for _, claim := range w.claims() {
-		copies = append(copies, claim+suffix)
-	}
+	copies := w.copies(t, point, suffix)
 	t.Logf("point %s: number %d in %d volumes", point, w.numbers(t, w.story.Away, copies)[0], len(copies))
 }

@@ -8,9 +8,6 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 	"lifeboat.dev/lifeboat/internal/demo"
 )
@@ -19,7 +16,6 @@ import (
 // way round the failback. The wrong order waits. Nothing is lost, and what moves back is about what was written.
 func TestRolesByHand(t *testing.T) {
 	s := tell(t)
-	must(t, s.Home.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.Namespace}}))
 	w := startWriter(t, s, "writer", s.Home, 2)
 	w.protect(t, s.Away.Name, "", nil)
 	w.inStep(t, s.Home, s.Away)

@@ -9,9 +9,7 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
@@ -23,17 +21,11 @@ import (
 // target, and takes and gives back only what differs.
 func TestATakeoverByHand(t *testing.T) {
 	s := tell(t)
-	must(t, s.Home.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.Namespace}}))
 	w := startWriter(t, s, "writer", s.Home, 2)
 	w.protect(t, s.Away.Name, "", nil)
 	w.inStep(t, s.Home, s.Away)
 	newest := w.session(t, s.Home, s.Away, "newest")
-	lifeboat(t, "restore", "-n", s.Namespace, w.name, "--context", s.Away.Name, "--point", newest.Point, "--suffix", "-held")
-	var copies []string
-	for _, claim := range w.claims() {
-		copies = append(copies, claim+"-held")
-	}
-	held := w.numbers(t, s.Away, copies)
+	held := w.numbers(t, s.Away, w.copies(t, newest.Point, "-held"))
 
 	// A session that does not get to its end.
 	slowly := resource.MustParse("64Ki")

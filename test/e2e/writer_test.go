@@ -12,6 +12,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
@@ -28,9 +29,13 @@ type writer struct {
 	story   *demo.Story
 	name    string
 	volumes int
+	// script is what it runs; it is told the number of volumes, which are mounted at /volumes/0, /volumes/1, ..., and pause.
+	script string
+	// pause between two numbers, in seconds.
+	pause string
 }
 
-// writerScript is told the number of volumes; they are mounted at /volumes/0, /volumes/1, ... It goes on with the number it finds.
+// writerScript goes on with the number it finds.
 const writerScript = `set -eu
 last=$(($1 - 1))
 for i in $(seq 0 $last); do
@@ -46,19 +51,29 @@ while :; do
   done
   # Something to carry, without a sync.
   [ $((n % 8)) -ne 0 ] || dd if=/dev/urandom of=/volumes/$((n % $1))/data bs=64k count=1 seek=$((n % 512)) conv=notrunc status=none
-  sleep 0.05
+  sleep $2
 done
 `
 
 // startWriter makes claims and writer on c and returns once it writes.
 func startWriter(t *testing.T, s *demo.Story, name string, c demo.Cluster, volumes int) *writer {
 	t.Helper()
-	w := &writer{s, name, volumes}
+	w := &writer{story: s, name: name, volumes: volumes, script: writerScript, pause: "0.05"}
+	w.begin(t, c)
+	return w
+}
+
+// begin makes the namespace, if it is not there, claims and writer on c and returns once it writes.
+func (w *writer) begin(t *testing.T, c demo.Cluster) {
+	t.Helper()
+	err := c.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.story.Namespace}})
+	if !apierrors.IsAlreadyExists(err) {
+		must(t, err)
+	}
 	for _, claim := range w.claims() {
-		must(t, c.Client.Create(t.Context(), writerClaim(s.Namespace, claim, name)))
+		must(t, c.Client.Create(t.Context(), writerClaim(w.story.Namespace, claim, w.name)))
 	}
 	w.start(t, c)
-	return w
 }
 
 // writerClaim is one volume of a writer, or one like it.
@@ -91,26 +106,32 @@ func (w *writer) protect(t *testing.T, pair, schedule string, retain *int32) {
 }
 
 // protectBy makes group and replication on the story's home cluster. The link's name is peer.
-func (w *writer) protectBy(t *testing.T, group v1alpha1.PVCGroupSpec, link v1alpha1.Rlink) {
+func (w *writer) protectBy(t *testing.T, group v1alpha1.PVCGroupSpec, link v1alpha1.Rlink, edit ...func(*v1alpha1.ReplicationSpec)) {
 	t.Helper()
 	about := metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name}
 	link.RlinkName = "peer"
+	spec := v1alpha1.ReplicationSpec{Role: v1alpha1.RoleSource, PVCGroupName: w.name, Rlinks: []v1alpha1.Rlink{link}}
+	for _, e := range edit {
+		e(&spec)
+	}
 	must(t, w.story.Home.Client.Create(t.Context(), &v1alpha1.PVCGroup{ObjectMeta: about, Spec: group}))
-	must(t, w.story.Home.Client.Create(t.Context(), &v1alpha1.Replication{ObjectMeta: about,
-		Spec: v1alpha1.ReplicationSpec{Role: v1alpha1.RoleSource, PVCGroupName: w.name, Rlinks: []v1alpha1.Rlink{link}}}))
+	must(t, w.story.Home.Client.Create(t.Context(), &v1alpha1.Replication{ObjectMeta: about, Spec: spec}))
 }
+
+// label is what the writer's claims and pods bear.
+func (w *writer) label() map[string]string { return map[string]string{"app": w.name} }
 
 // start runs the writer on claims that are there, and returns once it writes.
 func (w *writer) start(t *testing.T, c demo.Cluster) {
 	t.Helper()
-	labels := map[string]string{"app": w.name}
+	labels := w.label()
 	d := &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name, Labels: labels},
 		Spec: appsv1.DeploymentSpec{
 			Replicas: ptr.To[int32](1), Selector: &metav1.LabelSelector{MatchLabels: labels},
 			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels},
-				Spec: podWith(w.story.Image, w.claims(), "/volumes", writerScript, strconv.Itoa(w.volumes))},
+				Spec: podWith(w.story.Image, w.claims(), "/volumes", w.script, strconv.Itoa(w.volumes), w.pause)},
 		},
 	}
 	must(t, c.Client.Create(t.Context(), d))
@@ -126,7 +147,7 @@ func (w *writer) stop(t *testing.T, c demo.Cluster) {
 	must(t, c.Client.Delete(t.Context(), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, Name: w.name}}))
 	until(t, time.Minute, "the writer has stopped", func() (bool, string) {
 		var pods corev1.PodList
-		must(t, c.Client.List(t.Context(), &pods, client.InNamespace(w.story.Namespace), client.MatchingLabels{"app": w.name}))
+		must(t, c.Client.List(t.Context(), &pods, client.InNamespace(w.story.Namespace), client.MatchingLabels(w.label())))
 		return len(pods.Items) == 0, fmt.Sprint(len(pods.Items), " pods")
 	})
 }
@@ -186,25 +207,46 @@ func (w *writer) number(t *testing.T, c demo.Cluster) int64 {
 // numbers reads claims that hold the writer's volumes, in its order, and fails when they are not of one instant.
 func (w *writer) numbers(t *testing.T, c demo.Cluster, claims []string) []int64 {
 	t.Helper()
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, GenerateName: "reader-"}, Spec: podWith(w.story.Image, claims, "/volumes", readScript, strconv.Itoa(len(claims)))}
+	numbers, fault := inOrder(w.read(t, c, claims))
+	if fault != "" {
+		t.Fatalf("%v on %s: %s", claims, c.Name, fault)
+	}
+	return numbers
+}
+
+// read prints what claims hold, by a pod of its own.
+func (w *writer) read(t *testing.T, c demo.Cluster, claims []string) string {
+	t.Helper()
+	return runToItsEnd(t, c, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: w.story.Namespace, GenerateName: "reader-"},
+		Spec: podWith(w.story.Image, claims, "/volumes", readScript, strconv.Itoa(len(claims)))})
+}
+
+// runToItsEnd runs a pod of one container, once, and returns what it wrote to its termination log.
+func runToItsEnd(t *testing.T, c demo.Cluster, pod *corev1.Pod) (printed string) {
+	t.Helper()
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	must(t, c.Client.Create(t.Context(), pod))
-	printed := ""
-	until(t, 2*time.Minute, "the reader on "+c.Name, func() (bool, string) {
+	until(t, 2*time.Minute, "pod "+pod.Name+" on "+c.Name, func() (bool, string) {
 		must(t, c.Client.Get(t.Context(), client.ObjectKeyFromObject(pod), pod))
 		for _, status := range pod.Status.ContainerStatuses {
 			if end := status.State.Terminated; end != nil {
-				printed = end.Message
+				printed = strings.TrimSpace(end.Message)
 			}
 		}
 		return pod.Status.Phase == corev1.PodSucceeded && printed != "", string(pod.Status.Phase)
 	})
 	must(t, c.Client.Delete(t.Context(), pod, client.GracePeriodSeconds(0)))
-	numbers, fault := inOrder(printed)
-	if fault != "" {
-		t.Fatalf("%v on %s: %s", claims, c.Name, fault)
+	return printed
+}
+
+// copies makes claims of a recovery point on the away cluster and returns their names.
+func (w *writer) copies(t *testing.T, point, suffix string) (claims []string) {
+	t.Helper()
+	lifeboat(t, "restore", "-n", w.story.Namespace, w.name, "--context", w.story.Away.Name, "--point", point, "--suffix", suffix)
+	for _, claim := range w.claims() {
+		claims = append(claims, claim+suffix)
 	}
-	return numbers
+	return claims
 }
 
 // session runs one and returns once its point is recorded on the target.
@@ -295,6 +337,8 @@ func podWith(image string, claims []string, dir, script string, args ...string) 
 	}
 	return pod
 }
+
+const lifeboatProgram = "../../bin/lifeboat"
 
 // lifeboat runs the command line as a user does.
 func lifeboat(t *testing.T, args ...string) string {
