@@ -32,6 +32,7 @@ func TestCutInTheMiddleOfATransfer(t *testing.T) {
 		return l.Session.Percent >= 5, fmt.Sprintf("%s %d%%", l.Session.Phase, l.Session.Percent)
 	})
 	clusters(t, "cut")
+	cut := time.Now()
 	healed := false
 	defer func() {
 		if !healed {
@@ -45,8 +46,17 @@ func TestCutInTheMiddleOfATransfer(t *testing.T) {
 		}
 		return l.Session.Phase == "Waiting" && l.Session.Message != "", l.Session.Phase + ": " + l.Session.Message
 	})
+	said := time.Now()
 	clusters(t, "heal")
 	healed = true
+	until(t, time.Minute, "the session goes on", func() (bool, string) {
+		l := rlink(t, s, s.Home)
+		if l.Session == nil {
+			return true, ""
+		}
+		return l.Session.Phase == "Transferring", l.Session.Phase + ": " + l.Session.Message
+	})
+	t.Logf("it said that it waits %s after the cut, and went on %s after it was healed", said.Sub(cut).Round(time.Millisecond), time.Since(said).Round(time.Millisecond))
 	must(t, s.WaitSessions(t.Context(), s.Home, 1, "resumed"))
 	report := rlink(t, s, s.Home).LastSession
 	t.Logf("sent %d bytes for %d changed in %d attempts, %d of them twice", report.BytesSent, report.BytesChanged, report.Attempts, report.BytesResent)

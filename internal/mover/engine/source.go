@@ -149,7 +149,8 @@ func (s *Source) run(ctx context.Context) error {
 			return err
 		}
 		s.parts.Log.Warn("session interrupted", "point", s.cfg.Point, "kind", string(kind), "error", err.Error(), "retryIn", backoff.String())
-		s.meter.phase(PhaseWaiting, "waits "+backoff.String()+" and connects again: "+err.Error())
+		// It stays in this phase until the target answers: a connection may be tried for long.
+		s.meter.phase(PhaseWaiting, "connects again after "+backoff.String()+": "+err.Error())
 		if err := s.parts.Wait(ctx, backoff); err != nil {
 			return err
 		}
@@ -188,7 +189,6 @@ func (s *Source) report(began time.Time, err error) Report {
 
 // attempt runs the session over one connection.
 func (s *Source) attempt(ctx context.Context) error {
-	s.meter.phase(PhaseConnecting, "")
 	conn, err := s.parts.Dial(ctx)
 	if err != nil {
 		return err
