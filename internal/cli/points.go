@@ -76,6 +76,20 @@ func (p keptPoint) restorable() (bool, string) {
 	return true, "yes"
 }
 
+// add takes a snapshot in. Of a claim that was asked for in two ways, because the storage refused the first, the one that stays counts.
+func (p *keptPoint) add(s snapshot.Seen) {
+	i := slices.IndexFunc(p.snapshots, func(had snapshot.Seen) bool { return had.Claim == s.Claim })
+	switch {
+	case i < 0:
+		p.snapshots = append(p.snapshots, s)
+	case p.snapshots[i].Deleting:
+		p.snapshots[i] = s
+	default:
+		return
+	}
+	p.GroupSnapshot = s.Group
+}
+
 // size is what the claims made from the point take at least.
 func (p keptPoint) size() int64 {
 	var sum int64
@@ -148,8 +162,7 @@ func joinPoints(rep *v1alpha1.Replication, seen []snapshot.Seen) []keptPoint {
 			p.Time.Time = cmp.Or(s.Instant, s.CreatedAt)
 			points[s.Point] = p
 		}
-		p.GroupSnapshot = s.Group
-		p.snapshots = append(p.snapshots, s)
+		p.add(s)
 	}
 	var out []keptPoint
 	for _, p := range points {

@@ -37,11 +37,15 @@ func TestRecoveryPointsAreListed(t *testing.T) {
 	rep := &v1alpha1.Replication{Status: v1alpha1.ReplicationStatus{Role: v1alpha1.RoleTarget, Rlinks: []v1alpha1.RlinkStatus{{
 		RecoveryPoint: &v1alpha1.RecoveryPoint{Point: "p4", Time: metav1.NewTime(at(4)), Epoch: 2, Cut: v1alpha1.CutNotAtomic},
 		RecoveryPoints: []v1alpha1.RecoveryPoint{
+			{Point: "p5", Time: metav1.NewTime(at(5)), Epoch: 2, Cut: v1alpha1.CutAtomic},
 			{Point: "p3", Time: metav1.NewTime(at(3)), Epoch: 2, Cut: v1alpha1.CutAtomic},
 			{Point: "gone", Time: metav1.NewTime(at(2)), Epoch: 2},
 		},
 	}}}}
+	refused := func(s *snapshot.Seen) { s.Name, s.Group, s.Deleting = "member-"+s.Claim, "lb-app-p5", true }
 	points := joinPoints(rep, []snapshot.Seen{
+		// The storage refused to cut p5 as one; what it made of it is on its way out.
+		seen("p5", "data", refused), seen("p5", "data", nil), seen("p5", "wal", nil), seen("p5", "wal", refused),
 		seen("p1", "data", func(s *snapshot.Seen) { s.Instant, s.Epoch, s.Cut = at(1), 1, v1alpha1.CutSingle }),
 		seen("p3", "wal", group), seen("p3", "data", group),
 		seen("p2", "data", func(s *snapshot.Seen) { s.Instant, s.Ready, s.Error = at(2), false, "the pool is full" }),
@@ -52,6 +56,7 @@ func TestRecoveryPointsAreListed(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `POINT  AGE  INSTANT               EPOCH  ONE INSTANT  SIZE   KEPT AS                        RESTORABLE
+p5     9m   2026-03-01T12:05:00Z  2      yes          2 GiB  2 VolumeSnapshots              yes
 p4     10m  2026-03-01T12:04:00Z  2      no           -      replica                        no: only the replica holds it
 p3     11m  2026-03-01T12:03:00Z  2      yes          2 GiB  VolumeGroupSnapshot lb-app-p3  yes
 p2     12m  2026-03-01T12:02:00Z  -      not known    1 GiB  VolumeSnapshot p2-data         no: the pool is full
@@ -61,7 +66,7 @@ p1     13m  2026-03-01T12:01:00Z  1      one claim    1 GiB  VolumeSnapshot p1-d
 		t.Errorf("got\n%s", out.String())
 	}
 	o := restoreOptions{key: types.NamespacedName{Namespace: "shop", Name: "app"}}
-	for asked, expect := range map[string]string{latestPoint: "p3", "p1": "p1", "p2": "the pool is full", "p4": "only the replica holds it", "p9": "it keeps p3, p1"} {
+	for asked, expect := range map[string]string{latestPoint: "p5", "p1": "p1", "p2": "the pool is full", "p4": "only the replica holds it", "p9": "it keeps p5, p3, p1"} {
 		o.point = asked
 		p, err := choosePoint(points, o)
 		switch {
@@ -69,7 +74,7 @@ p1     13m  2026-03-01T12:01:00Z  1      one claim    1 GiB  VolumeSnapshot p1-d
 			t.Errorf("--point %s: %s, %v", asked, p.Point, err)
 		}
 	}
-	if claims := points[1].claims(); !slices.Equal(claims, []string{"data", "wal"}) {
+	if claims := points[2].claims(); !slices.Equal(claims, []string{"data", "wal"}) {
 		t.Errorf("claims of p3: %v", claims)
 	}
 }
