@@ -14,6 +14,8 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -99,32 +101,26 @@ func look(t *testing.T, s *demo.Story, trigger string, before *v1alpha1.Recovery
 		}
 	}
 	for _, c := range []demo.Cluster{s.Home, s.Away} {
-		known := map[string]bool{}
 		for _, list := range []client.ObjectList{&v1alpha1.ReplicationList{}, &snapshotv1.VolumeSnapshotList{}, &corev1.PersistentVolumeClaimList{}, &batchv1.JobList{}, &corev1.PodList{}} {
+			// What was there before the session began says nothing of it.
+			old := map[string]bool{}
+			must(t, c.Client.List(ctx, list, client.InNamespace(s.Namespace)))
+			must(t, meta.EachListItem(list, func(o runtime.Object) error {
+				old[o.(client.Object).GetName()] = true
+				return nil
+			}))
 			w, err := watcher(t, c.Name).Watch(ctx, list, client.InNamespace(s.Namespace))
 			must(t, err)
 			all.Go(func() {
 				for e := range w.ResultChan() {
-					if e.Type == watch.Deleted {
-						continue
-					}
 					object, is := e.Object.(client.Object)
-					if !is {
-						continue // the end of the watch
-					}
-					mu.Lock()
-					// What was there before the session began says nothing of it.
-					old := known[fmt.Sprintf("%T%s", object, object.GetName())]
-					if e.Type == watch.Added && time.Since(object.GetCreationTimestamp().Time) > 2*time.Second {
-						known[fmt.Sprintf("%T%s", object, object.GetName())] = true
-						old = true
-					}
-					mu.Unlock()
-					if replication, is := object.(*v1alpha1.Replication); is {
+					switch replication, shows := object.(*v1alpha1.Replication); {
+					case !is, e.Type == watch.Deleted: // the end of the watch, or of an object
+					case shows:
 						noteReplication(c.Name, replication, trigger, before, note)
-						continue
+					case !old[object.GetName()]:
+						noteMade(c.Name, object, note)
 					}
-					noteMade(c.Name, object, old, note)
 				}
 			})
 		}
@@ -152,31 +148,23 @@ func noteReplication(cluster string, r *v1alpha1.Replication, trigger string, be
 	}
 }
 
-// noteMade notes what was made for the session; old is true for what was there before.
-func noteMade(cluster string, object client.Object, old bool, note func(format string, args ...any)) {
+// noteMade notes what was made for the session.
+func noteMade(cluster string, object client.Object, note func(format string, args ...any)) {
 	switch o := object.(type) {
 	case *snapshotv1.VolumeSnapshot:
-		if old {
-			return
-		}
 		note("%s: snapshot made", cluster)
 		if o.Status != nil && o.Status.ReadyToUse != nil && *o.Status.ReadyToUse {
 			note("%s: snapshot ready", cluster)
 		}
 	case *corev1.PersistentVolumeClaim:
-		if old {
-			return
-		}
 		note("%s: clone claim made", cluster)
 		if o.Status.Phase == corev1.ClaimBound {
 			note("%s: clone claim bound", cluster)
 		}
 	case *batchv1.Job:
-		if !old {
-			note("%s: job made", cluster)
-		}
+		note("%s: job made", cluster)
 	case *corev1.Pod:
-		if old || !strings.Contains(o.Labels[v1alpha1.LabelComponent], "mover") {
+		if !strings.Contains(o.Labels[v1alpha1.LabelComponent], "mover") {
 			return
 		}
 		note("%s: mover's pod made", cluster)
