@@ -29,7 +29,7 @@ func recordPool(length int) *volume.Pool {
 // rest gives back memory that only a session needs.
 func rest() {
 	smallRecords.Trim(16)
-	largeRecords.Trim(2)
+	largeRecords.Trim(0)
 	transport.Rest()
 }
 

@@ -155,7 +155,7 @@ const pooledFrom = 2 << 10
 // Rest gives back memory that only a busy process needs.
 func Rest() {
 	smallPayloads.Trim(16)
-	largePayloads.Trim(2)
+	largePayloads.Trim(0)
 }
 
 func payloadPool(length int) *volume.Pool {

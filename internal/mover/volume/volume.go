@@ -35,16 +35,6 @@ type Reserver interface {
 	Reserve(off, length int64)
 }
 
-// Buffer is memory of n bytes that File reads into and writes from without a copy in the kernel.
-func Buffer(n int) []byte {
-	raw := make([]byte, n+Align)
-	skip := 0
-	if over := int(uintptr(unsafe.Pointer(unsafe.SliceData(raw))) % Align); over != 0 {
-		skip = Align - over
-	}
-	return raw[skip : skip+n : skip+n]
-}
-
 // Aligned reports that File can write p as it is, without a copy in the kernel.
 func Aligned(p []byte) bool { return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%Align == 0 }
 
