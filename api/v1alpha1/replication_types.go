@@ -203,8 +203,9 @@ type ReplicationSpec struct {
 	PVCGroupName string `json:"pvcGroupName"`
 
 	// epoch grows at every change of primary. A source with a smaller epoch than its target knows is refused.
-	// A DisasterRecoveryPlan sets it, and by that vouches that no other cluster is the source. Who sets roles by hand leaves it alone: the side
-	// that becomes the source takes an epoch of its own, shown in status.epoch. Empty means 1.
+	// A DisasterRecoveryPlan that was handed the right to write over sets it together with the role, and its status proves it. Who sets roles by hand
+	// leaves it alone: the side that becomes the source takes an epoch of its own, shown in status.epoch. One that is set by hand is a
+	// wish for a number: peers are asked, and a lost one must be acknowledged, all the same. Empty means 1.
 	// +kubebuilder:validation:Minimum=1
 	// +optional
 	Epoch int64 `json:"epoch,omitempty"`
@@ -595,7 +596,7 @@ type ReplicationStatus struct {
 	// primaryCluster is the cluster that may write, as far as this side knows.
 	// +optional
 	PrimaryCluster string `json:"primaryCluster,omitempty"`
-	// claimedEpoch is saved before a promotion without an epoch in the spec begins, and goes when it is done.
+	// claimedEpoch is saved before a promotion that no plan asks for begins, and goes when it is done.
 	// +optional
 	ClaimedEpoch *ClaimedEpoch `json:"claimedEpoch,omitempty"`
 	// takeover stays from a promotion without the former source until every cluster it was done without is a target that was resynchronised.

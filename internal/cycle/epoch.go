@@ -20,13 +20,14 @@ func NextEpoch(known int64, self string, peers []string) int64 {
 	return known + 1 + ((mine-known-1)%n+n)%n
 }
 
-// entitled reports that this side has an epoch in which no other cluster is or was the source: a greater one than its own in force,
-// than the one a source brought, and than that of every peer that answers.
-func entitled(s Source, links []Source) bool {
-	if s.Wanted.Epoch <= max(s.InForce.Epoch, s.Brought) {
-		return false
-	}
-	return known(links) <= s.Wanted.Epoch
+// entitled reports that this side has an epoch in which no other cluster is or was the source, and that somebody made sure of it: itself,
+// or a plan.
+func entitled(s Source, links []Source) bool { return s.Own && greatest(s, links) }
+
+// greatest reports that the wanted epoch is greater than this side's in force and than the one a source brought, and that no peer which
+// answers knows a greater one.
+func greatest(s Source, links []Source) bool {
+	return s.Wanted.Epoch > max(s.InForce.Epoch, s.Brought) && known(links) <= s.Wanted.Epoch
 }
 
 func known(links []Source) int64 {
@@ -39,7 +40,7 @@ func known(links []Source) int64 {
 	return newest
 }
 
-// claim takes an epoch for a side that was given none.
+// claim takes an epoch for a side that has none of its own.
 //
 // Order is safety. Every peer is asked, since each might be the source. One that answers must be a target and wanted as such: as two that
 // shall both become the source can each see the other's wish before either takes an epoch, at most one goes on. One that does
@@ -58,6 +59,10 @@ func claim(s Source, links []Source) Decision {
 		}
 	}
 	epoch := NextEpoch(newest, s.Cluster, names)
+	// One that was set by hand is taken as it is where all have answered. Where one has not, it may have been told the same.
+	if len(lost) == 0 && greatest(s, links) {
+		epoch = s.Wanted.Epoch
+	}
 	message := fmt.Sprintf("this side takes epoch %d to become the source", epoch)
 	if len(lost) > 0 {
 		message += fmt.Sprintf(", without %s: what was written there after point %s is lost", strings.Join(lost, ", "), s.Recovery.Point)
@@ -109,8 +114,8 @@ func unacknowledged(s Source, p Peer) string {
 	if s.Acknowledged != "" {
 		said = fmt.Sprintf("; spec.acknowledgePeerLost is %q, which is not the newest point here", s.Acknowledged)
 	}
-	return fmt.Sprintf("cluster %s does not answer (%s), and may be the source still. To take over without it, and lose what was written there after point %s (cut at %s), set spec.acknowledgePeerLost to %q%s. "+
-		"(A plan that was handed over sets spec.epoch to more than %d instead.)", p.Name, p.Trouble, s.Recovery.Point, s.Recovery.Time.UTC().Format(time.RFC3339), s.Recovery.Point, said, s.InForce.Epoch)
+	return fmt.Sprintf("cluster %s does not answer (%s), and may be the source still. To take over without it, and lose what was written there after point %s (cut at %s), set spec.acknowledgePeerLost to %q%s",
+		p.Name, p.Trouble, s.Recovery.Point, s.Recovery.Time.UTC().Format(time.RFC3339), s.Recovery.Point, said)
 }
 
 // firstRole looks before a Replication that is new here becomes a source. Nothing was ever received here, so the claims are the

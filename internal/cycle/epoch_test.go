@@ -105,7 +105,7 @@ func (m *model) decide(i int) Decision {
 		}
 		h := m.heard[i][j]
 		p := Peer{Name: siteName(j), Link: v1alpha1.LinkLost, Asked: h.answered, Found: h.answered, Stand: h.stand, InForce: h.inForce}
-		source := Source{Cluster: siteName(i), Wanted: s.stand(), InForce: s.inForce, Suspended: true, Brought: s.brought, Recovery: Recovery{Point: "p"}, Peer: p}
+		source := Source{Cluster: siteName(i), Wanted: s.stand(), InForce: s.inForce, Suspended: true, Brought: s.brought, Own: s.taken > 0, Recovery: Recovery{Point: "p"}, Peer: p}
 		if s.acknowledged {
 			source.Acknowledged = "p"
 		}
@@ -190,6 +190,14 @@ func (m model) next(visit func(what string, n model, broken string)) {
 		n.at[i].role = map[v1alpha1.Role]v1alpha1.Role{v1alpha1.RoleSource: v1alpha1.RoleTarget, v1alpha1.RoleTarget: v1alpha1.RoleSource}[s.role]
 		n.at[i].edited()
 		visit(siteName(i)+" is set to "+string(n.at[i].role), n, "")
+		// One who counts epochs by hand knows of all of them, whatever links are cut.
+		if s.role == v1alpha1.RoleTarget {
+			n.at[i].spec = 1
+			for _, other := range m.at {
+				n.at[i].spec = max(n.at[i].spec, other.stand().Epoch+1)
+			}
+			visit(fmt.Sprint(siteName(i), " is set to source in epoch ", n.at[i].spec), n, "")
+		}
 		if !s.acknowledged {
 			n := m
 			n.budget--
@@ -266,7 +274,8 @@ func TestNeverTwoSourcesOfOneEpoch(t *testing.T) {
 	}
 }
 
-// M-125: what each peer says or does not say decides whether a side that was given no epoch goes on, and what it is told.
+// M-125: what each peer says or does not say decides whether a side goes on that was handed no epoch by a plan, and what it is told. An epoch
+// that somebody wrote into the spec changes nothing of it.
 func TestWhoMayTakeAnEpoch(t *testing.T) {
 	silent := func(link v1alpha1.LinkState) Peer { return Peer{Name: "north", Link: link, Trouble: "timeout"} }
 	north := func(stand, inForce Stand) Peer {
@@ -279,45 +288,48 @@ func TestWhoMayTakeAnEpoch(t *testing.T) {
 		ack   string
 		want  expectation
 		epoch int64
+		given int64 // where epoch 4 was set by hand
 	}{
-		{"all are targets", north(target, target), "", expectation{TakeEpoch, ReasonEpochTaken, false, "", "epoch 5"}, 5},
-		{"one was never set up", Peer{Name: "north", Asked: true}, "", expectation{TakeEpoch, ReasonEpochTaken, false, "", ""}, 5},
-		{"one knows a later epoch", north(stand(v1alpha1.RoleTarget, 6), target), "", expectation{TakeEpoch, ReasonEpochTaken, false, "", "epoch 8"}, 8},
-		{"one is the source: the wrong order", north(source, source), "", expectation{Wait, ReasonPeerIsSource, false, "", `kubectl -n shop patch replication db --type=merge -p '{"spec":{"role":"target"}}'`}, 0},
-		{"one shall become the source too", north(source, target), "", expectation{Wait, ReasonPeerIsSource, false, "", "shall become the source too"}, 0},
-		{"one still leaves its role", north(target, source), "", expectation{Wait, ReasonPeerIsSource, false, "", "pods use the volumes"}, 0},
-		{"one did not answer yet", silent(v1alpha1.LinkUnknown), "p1", expectation{Wait, ReasonLinkUnknown, false, "", "north"}, 0},
-		{"one did not answer just now, though its heartbeats do", silent(v1alpha1.LinkConnected), "p1", expectation{Wait, ReasonLinkUnknown, false, "", "north"}, 0},
-		{"one is not trusted", silent(v1alpha1.LinkRefused), "p1", expectation{Wait, ReasonLinkRefused, false, "", "trust"}, 0},
-		{"one must not be asked", Peer{Name: "north", Link: v1alpha1.LinkConnected, Refuses: true, Trouble: "namespaces"}, "p1", expectation{Wait, ReasonPeerRefuses, false, "", "namespaces"}, 0},
-		{"one is lost", silent(v1alpha1.LinkLost), "", expectation{Wait, ReasonLinkLost, false, "", `set spec.acknowledgePeerLost to "p1"`}, 0},
-		{"one is lost, and another point was acknowledged", silent(v1alpha1.LinkLost), "p0", expectation{Wait, ReasonLinkLost, false, "", `is "p0"`}, 0},
-		{"one is lost, and that was acknowledged", silent(v1alpha1.LinkLost), "p1", expectation{TakeEpoch, ReasonEpochTaken, false, "", "without north: what was written there after point p1 is lost"}, 5},
+		{"all are targets", north(target, target), "", expectation{TakeEpoch, ReasonEpochTaken, false, "", "takes epoch"}, 5, 4},
+		{"one was never set up", Peer{Name: "north", Asked: true}, "", expectation{TakeEpoch, ReasonEpochTaken, false, "", ""}, 5, 4},
+		{"one knows a later epoch", north(stand(v1alpha1.RoleTarget, 6), target), "", expectation{TakeEpoch, ReasonEpochTaken, false, "", "epoch 8"}, 8, 8},
+		{"one is the source: the wrong order", north(source, source), "", expectation{Wait, ReasonPeerIsSource, false, "", `kubectl -n shop patch replication db --type=merge -p '{"spec":{"role":"target"}}'`}, 0, 0},
+		{"one shall become the source too", north(source, target), "", expectation{Wait, ReasonPeerIsSource, false, "", "shall become the source too"}, 0, 0},
+		{"one still leaves its role", north(target, source), "", expectation{Wait, ReasonPeerIsSource, false, "", "pods use the volumes"}, 0, 0},
+		{"one did not answer yet", silent(v1alpha1.LinkUnknown), "p1", expectation{Wait, ReasonLinkUnknown, false, "", "north"}, 0, 0},
+		{"one did not answer just now, though its heartbeats do", silent(v1alpha1.LinkConnected), "p1", expectation{Wait, ReasonLinkUnknown, false, "", "north"}, 0, 0},
+		{"one is not trusted", silent(v1alpha1.LinkRefused), "p1", expectation{Wait, ReasonLinkRefused, false, "", "trust"}, 0, 0},
+		{"one must not be asked", Peer{Name: "north", Link: v1alpha1.LinkConnected, Refuses: true, Trouble: "namespaces"}, "p1", expectation{Wait, ReasonPeerRefuses, false, "", "namespaces"}, 0, 0},
+		{"one is lost", silent(v1alpha1.LinkLost), "", expectation{Wait, ReasonLinkLost, false, "", `set spec.acknowledgePeerLost to "p1"`}, 0, 0},
+		{"one is lost, and another point was acknowledged", silent(v1alpha1.LinkLost), "p0", expectation{Wait, ReasonLinkLost, false, "", `is "p0"`}, 0, 0},
+		{"one is lost, and that was acknowledged", silent(v1alpha1.LinkLost), "p1", expectation{TakeEpoch, ReasonEpochTaken, false, "", "without north: what was written there after point p1 is lost"}, 5, 5},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			s := atRest()
-			s.Cluster, s.Namespace, s.Name = "east", "shop", "db"
-			s.Wanted, s.InForce, s.Acknowledged = source, target, c.ack
-			s.Replica = replica(s.Recovery)
-			second := s
-			s.Cluster, second.Cluster, second.Peer = "west", "west", c.north
-			s.Peer.Name = "east"
-			d := NextSources([]Source{s, second})[0]
-			check(t, d, c.want)
-			if d.Epoch != c.epoch {
-				t.Errorf("epoch %d, want %d", d.Epoch, c.epoch)
-			}
-			if lost := d.Step == TakeEpoch && !c.north.Asked; lost != slices.Equal(d.Lost, []string{"north"}) {
-				t.Errorf("taken without %v", d.Lost)
-			}
-		})
+		for wanted, epoch := range map[int64]int64{2: c.epoch, 4: c.given} {
+			t.Run(fmt.Sprintf("%s, epoch %d in the spec", c.name, wanted), func(t *testing.T) {
+				s := atRest()
+				s.Cluster, s.Namespace, s.Name = "east", "shop", "db"
+				s.Wanted, s.InForce, s.Acknowledged = stand(v1alpha1.RoleSource, wanted), target, c.ack
+				s.Replica = replica(s.Recovery)
+				second := s
+				s.Cluster, second.Cluster, second.Peer = "west", "west", c.north
+				s.Peer.Name = "east"
+				d := NextSources([]Source{s, second})[0]
+				check(t, d, c.want)
+				if d.Epoch != epoch {
+					t.Errorf("epoch %d, want %d", d.Epoch, epoch)
+				}
+				if lost := d.Step == TakeEpoch && !c.north.Asked; lost != slices.Equal(d.Lost, []string{"north"}) {
+					t.Errorf("taken without %v", d.Lost)
+				}
+			})
+		}
 	}
 }
 
 // A cluster that comes back while it is taken over from is refused by the receiver of the new epoch, not waited for.
 func TestATakeoverGoesOnWhenTheLostPeerComesBack(t *testing.T) {
 	s := atRest()
-	s.Wanted, s.InForce, s.Lost = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2), []string{"west"}
+	s.Wanted, s.InForce, s.Own, s.Lost = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2), true, []string{"west"}
 	s.Replica = replica(s.Recovery)
 	s.Replica.Door, s.Replica.Receiver = false, Outdated
 	s.Peer.Stand, s.Peer.InForce = stand(v1alpha1.RoleSource, 2), stand(v1alpha1.RoleSource, 2)

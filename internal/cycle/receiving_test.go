@@ -126,6 +126,6 @@ func TestStraysGoFirst(t *testing.T) {
 	s.Replica.Receiver, s.Replica.Strays = Absent, []string{"Deployment lb-app-a-receiver"}
 	check(t, NextTarget(s), expectation{RemoveStrays, ReasonReplicaPreparing, false, "", "lb-app-a-receiver"})
 	p := atRest()
-	p.Wanted, p.InForce, p.Replica = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2), s.Replica
+	p.Wanted, p.InForce, p.Own, p.Replica = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2), true, s.Replica
 	check(t, NextSource(p), expectation{RemoveStrays, ReasonLeavingTarget, false, "", "lb-app-a-receiver"})
 }

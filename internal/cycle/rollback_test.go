@@ -44,7 +44,7 @@ func TestAPromotionGoesBackToAPointBeforeTheClaimsAreFree(t *testing.T) {
 		{"then the pair", sealed, Rollback{}, RemovePair, ReasonLeavingTarget},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := Source{Wanted: Stand{v1alpha1.RoleSource, 2}, InForce: Stand{v1alpha1.RoleTarget, 1}, Replica: c.replica, Rollback: c.back}
+			s := Source{Own: true, Wanted: Stand{v1alpha1.RoleSource, 2}, InForce: Stand{v1alpha1.RoleTarget, 1}, Replica: c.replica, Rollback: c.back}
 			d := NextSource(s)
 			if d.Step != c.step || d.Reason != c.reason || d.Ready {
 				t.Errorf("%+v, want %s %s", d, c.step, c.reason)

@@ -132,6 +132,9 @@ type Source struct {
 	Acknowledged string
 	// Brought is the epoch of the source that prepared this side last: it is that source's, never one to become the source in.
 	Brought int64
+	// Own is true when the wanted epoch is this side's: it took it itself, or a plan handed it over. That it stands in the spec says
+	// nothing of the peers.
+	Own bool
 	// Lost names the clusters that this side's epoch was taken without.
 	Lost []string
 	// Rollback is the older point that the replica shall be promoted with.

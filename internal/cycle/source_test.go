@@ -255,7 +255,7 @@ func TestASessionFromBeginningToEnd(t *testing.T) {
 
 func TestAnApplicationThatWaitsIsNotKeptWaiting(t *testing.T) {
 	promoting := func(s *Source) {
-		s.InForce, s.Session = stand(v1alpha1.RoleTarget, 1), nil
+		s.InForce, s.Own, s.Session = stand(v1alpha1.RoleTarget, 1), true, nil
 		s.Replica = Replica{Pair: Present, Spool: Present, Sealed: true, Receiver: Partial}
 	}
 	for _, c := range []struct {

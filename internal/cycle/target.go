@@ -381,7 +381,7 @@ func record(s Target, applied Recovery) Decision {
 // a delta that the replica lacks, so before that nothing is removed. Then the receiver goes, whose pods hold the devices; then the
 // pair; then the spool. Only then may the application write.
 //
-// Before all that, this side has an epoch: one that a plan gave it, which vouches for it, or one of its own (see claim).
+// Before all that, this side has an epoch: one that a plan handed over to it, or one that it took itself (see claim).
 func leaveTarget(s Source, links []Source) Decision {
 	r := s.Replica
 	if !entitled(s, links) {

@@ -126,7 +126,7 @@ func TestLeavingATarget(t *testing.T) {
 	p := Recovery{Point: "p1", Time: noon, Epoch: 2}
 	leaving := func() Source {
 		s := atRest()
-		s.Wanted, s.InForce = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2)
+		s.Wanted, s.InForce, s.Own = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2), true
 		s.Replica, s.TriggerNow = replica(p), "go"
 		s.Replica.State = &Received{Busy: true, Committed: p, Progress: "applying"}
 		return s
@@ -176,7 +176,7 @@ func TestLeavingATarget(t *testing.T) {
 
 func TestVolumesWithoutARecoveryPointAreNotPromoted(t *testing.T) {
 	s := atRest()
-	s.Wanted, s.InForce = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2)
+	s.Wanted, s.InForce, s.Own = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2), true
 	s.Replica, s.Recovery = replica(Recovery{}), Recovery{}
 	s.Replica.Door = false
 	check(t, NextSource(s), expectation{Wait, ReasonNothingToPromote, false, "", "delete"})
@@ -213,14 +213,14 @@ func TestTheFormerSourceIsFenced(t *testing.T) {
 			s.Peer.Stand.Role, s.Peer.InForce.Role, s.Peer.Quiet = v1alpha1.RoleSource, v1alpha1.RoleSource, true
 		}, expectation{Wait, ReasonPeerIsSource, false, "", "first"}},
 		{"the peer stays a source", func(s *Source) { s.Peer.Stand.Role, s.Peer.InForce.Role = v1alpha1.RoleSource, v1alpha1.RoleSource }, expectation{Wait, ReasonPeerIsSource, false, "", "first"}},
-		{"no answer, and no new epoch", func(s *Source) { s.Peer, s.Wanted.Epoch = silent, 2 }, expectation{Wait, ReasonLinkLost, false, "", "more than 2"}},
+		{"no answer, and no new epoch", func(s *Source) { s.Peer, s.Wanted.Epoch = silent, 2 }, expectation{Wait, ReasonLinkLost, false, "", "acknowledgePeerLost"}},
 		{"no answer: the receiver is started in the new epoch", func(s *Source) { s.Peer, s.Replica.Receiver = silent, Outdated }, expectation{StartReceiver, ReasonLeavingTarget, false, "", "epoch 3"}},
 		{"no answer: it is waited for", func(s *Source) { s.Peer, s.Replica.Receiver = silent, Partial }, expectation{Wait, ReasonReceiverStarting, false, "", "epoch 3"}},
 		{"no answer: it runs in the new epoch", func(s *Source) { s.Peer = silent }, expectation{SealSpool, ReasonLeavingTarget, false, "", ""}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := atRest()
-			s.Wanted, s.InForce, s.Replica = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2), replica(p)
+			s.Wanted, s.InForce, s.Own, s.Replica = stand(v1alpha1.RoleSource, 3), stand(v1alpha1.RoleTarget, 2), true, replica(p)
 			s.Replica.Door = false
 			c.edit(&s)
 			check(t, NextSource(s), c.want)
@@ -234,6 +234,8 @@ func TestTheFirstRole(t *testing.T) {
 	s.InForce = Stand{}
 	check(t, NextSource(s), expectation{TakeRole, ReasonRoleTaken, false, "", ""})
 	s.Replica = Replica{Pair: Present}
+	check(t, NextSource(s), expectation{TakeEpoch, ReasonEpochTaken, false, "", "epoch 2"})
+	s.Own = true
 	check(t, NextSource(s), expectation{RemovePair, ReasonLeavingTarget, false, "", ""})
 	fresh := Target{Wanted: stand(v1alpha1.RoleTarget, 1)}
 	check(t, NextTarget(fresh), expectation{TakeRole, ReasonRoleTaken, false, "", ""})

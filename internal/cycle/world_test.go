@@ -41,6 +41,7 @@ type cluster struct {
 	name    string
 	peer    *cluster
 	wanted  Stand // as in the spec
+	handed  bool  // by a plan
 	app     bool  // pods of the application run
 	volumes [members]int
 	whole   [members]int // what the volumes held when they were last of one point, or the application's
@@ -181,6 +182,7 @@ func (w *world) see(c *cluster) (Source, Target) {
 		users = []string{"app-0"}
 	}
 	source := Source{
+		Own:     c.handed || c.taken > 0 && c.takenFor == c.wanted,
 		Cluster: c.name, Now: w.now, Wanted: c.stand(), InForce: c.inForce, TriggerNow: c.trigger, Create: true, Session: c.session, Last: c.last, Failures: c.failures,
 		Recovery: c.recovery, Snapshots: snaps, Clones: clones, Mover: mover, Stale: stale, Replica: replica,
 		Peer: Peer{Name: c.peer.name, Link: v1alpha1.LinkConnected, Asked: true, Found: true, Stand: c.peer.stand(), InForce: c.peer.inForce, PrepareDue: true,
@@ -534,8 +536,9 @@ func (w *world) story() {
 		want := from.volumes
 		from.wanted = Stand{v1alpha1.RoleTarget, epoch}
 		w.until("hand over", from.reached)
-		to.wanted = Stand{v1alpha1.RoleSource, epoch}
+		to.wanted, to.handed = Stand{v1alpha1.RoleSource, epoch}, true
 		w.until("promote", to.reached)
+		to.handed = false
 		if to.volumes != want {
 			w.t.Fatalf("%s has %v after the move, want %v\n%s", to.name, to.volumes, want, lines(w.trace))
 		}

@@ -439,7 +439,7 @@ func TestARollbackThatIsTakenBack(t *testing.T) {
 	w.east.paused, w.west.offline = true, true
 	w.west.holdMovers = true
 	w.west.edit("app", func(r *v1alpha1.Replication) {
-		r.Spec.Role, r.Spec.Epoch, r.Spec.PromoteTo = v1alpha1.RoleSource, 2, points[1]
+		r.Spec.Role, r.Spec.AcknowledgePeerLost, r.Spec.PromoteTo = v1alpha1.RoleSource, w.west.link("app").RecoveryPoint.Point, points[1]
 	})
 	w.until("the rollback runs", func() bool { return strings.Contains(strings.Join(w.west.made(), " "), "rollback") })
 	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role = v1alpha1.RoleTarget })

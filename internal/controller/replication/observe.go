@@ -570,7 +570,7 @@ func (r *Reconciler) observeMade(ctx context.Context, from client.Reader, rep *v
 // observeSources fills what NextSources asks for. Peers are asked last and together, so that one that does not answer holds up no
 // link but its own.
 func (r *Reconciler) observeSources(ctx context.Context, from client.Reader, s *sight) error {
-	moving, err := r.moving(ctx, from, s.rep)
+	moving, handed, err := r.plans(ctx, from, s.rep)
 	if err != nil {
 		return err
 	}
@@ -582,6 +582,7 @@ func (r *Reconciler) observeSources(ctx context.Context, from client.Reader, s *
 		if err := r.observeSource(ctx, from, v, moving); err != nil {
 			return err
 		}
+		v.source.Own = handed || claimed(s.rep) != nil
 	}
 	if lead := s.lead(); lead.inForce().Role != v1alpha1.RoleSource {
 		if err := r.observeReplica(ctx, s); err != nil {
@@ -596,7 +597,7 @@ func (r *Reconciler) observeSources(ctx context.Context, from client.Reader, s *
 	// depends on them.
 	replica, inForce := s.lead().source.Replica, s.lead().inForce()
 	promoting := inForce.Role == "" || inForce.Role == v1alpha1.RoleTarget &&
-		(replica.Spool != cycle.Absent && !replica.Sealed || s.lead().wanted().Epoch <= max(inForce.Epoch, brought(s.rep)))
+		(replica.Spool != cycle.Absent && !replica.Sealed || !s.lead().source.Own || s.lead().wanted().Epoch <= max(inForce.Epoch, brought(s.rep)))
 	for _, v := range s.links {
 		c := v.source
 		if promoting || c.InForce == c.Wanted && (c.Session == nil && !c.Suspended && c.Problem == nil || cycle.NeedsPeer(*c)) {
@@ -651,22 +652,27 @@ func (r *Reconciler) observeSource(ctx context.Context, from client.Reader, v *v
 	return nil
 }
 
-// moving reports whether a plan of this Replication has the application offline for a move that can still be undone.
-func (r *Reconciler) moving(ctx context.Context, from client.Reader, rep *v1alpha1.Replication) (bool, error) {
+// plans tells what the plans of this Replication are about: moving is true while one has the application offline for a move that can still
+// be undone, handed when one was handed the spec's epoch over, by the cluster that was the source, and promotes this side in it.
+func (r *Reconciler) plans(ctx context.Context, from client.Reader, rep *v1alpha1.Replication) (moving, handed bool, err error) {
 	var plans v1alpha1.DisasterRecoveryPlanList
 	if err := from.List(ctx, &plans, client.InNamespace(rep.Namespace), client.UnsafeDisableDeepCopy); err != nil {
-		return false, fmt.Errorf("list plans of replication %s/%s: %w", rep.Namespace, rep.Name, err)
+		return false, false, fmt.Errorf("list plans of replication %s/%s: %w", rep.Namespace, rep.Name, err)
 	}
 	for i := range plans.Items {
 		p := &plans.Items[i]
-		if o := p.Status.Operation; p.Spec.DataReplicationPointer == rep.Name && o != nil && o.From == r.Cluster {
-			switch o.Step {
-			case v1alpha1.StepOffline, v1alpha1.StepFinalSync, v1alpha1.StepHandover:
-				return true, nil
-			}
+		o := p.Status.Operation
+		if p.Spec.DataReplicationPointer != rep.Name || o == nil {
+			continue
+		}
+		switch o.Step {
+		case v1alpha1.StepOffline, v1alpha1.StepFinalSync, v1alpha1.StepHandover:
+			moving = moving || o.From == r.Cluster
+		case v1alpha1.StepPromote:
+			handed = handed || o.To == r.Cluster && o.From != r.Cluster && p.Status.Epoch == rep.Spec.Epoch
 		}
 	}
-	return false, nil
+	return moving, handed, nil
 }
 
 // observeTargets fills what NextTargets asks for.

@@ -310,28 +310,86 @@ func TestAReplicaIsNotPromotedBeforeItHoldsEverything(t *testing.T) {
 	w.until("promoted", w.west.inForce("app", v1alpha1.RoleSource, 2))
 }
 
-// A source that nobody can ask is refused by a receiver of the new epoch before the replica is promoted.
+// A source that nobody can ask is refused by a receiver of the new epoch before the replica is promoted. An epoch that somebody sets by hand
+// says nothing of the source: what may be lost has to be acknowledged all the same, and is remembered.
 func TestAReplicaIsPromotedWithoutItsSource(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	protect(w, "data")
-	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role = v1alpha1.RoleSource })
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleSource, 2 })
 	w.until("it asks for the source to leave first", func() bool { return w.west.ready("app").Reason == cycle.ReasonPeerIsSource })
 	w.west.offline, w.east.offline = true, true
-	w.until("it asks for an epoch", func() bool { c := w.west.ready("app"); return strings.Contains(c.Message, "spec.epoch") })
-	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Epoch = 2 })
-	var fenced bool
+	w.until("it asks for an acknowledgement", func() bool {
+		c := w.west.ready("app")
+		return c.Reason == cycle.ReasonLinkLost && strings.Contains(c.Message, "spec.acknowledgePeerLost")
+	})
+	for range 5 {
+		w.turn()
+		w.skip += time.Minute
+	}
+	if r := w.west.get("app"); r.Status.Role != v1alpha1.RoleTarget || !slices.Contains(w.west.claims(), "lb-data-replica") {
+		t.Fatalf("nobody acknowledged a loss, and west is %s with claims %v", r.Status.Role, w.west.claims())
+	}
+	point := w.west.link("app").RecoveryPoint.Point
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.AcknowledgePeerLost = point })
+	epoch := w.promotedBehindAFence()
+	if o := w.west.get("app").Status.Takeover; o == nil || o.Epoch != epoch || o.Point != point || !slices.Equal(o.Clusters, []string{"east"}) {
+		t.Errorf("what is remembered of it: %+v", o)
+	}
+}
+
+// promotedBehindAFence waits until west is the source, and tells in which epoch. A receiver must have run in it before.
+func (w *world) promotedBehindAFence() int64 {
+	w.t.Helper()
+	var fences []uint64
 	w.until("promoted", func() bool {
 		var deployment appsv1.Deployment
-		if err := w.west.kube.Get(t.Context(), w.west.key("lb-app-dr-receiver"), &deployment); err == nil {
+		if err := w.west.kube.Get(w.t.Context(), w.west.key("lb-app-dr-receiver"), &deployment); err == nil {
 			var config engine.TargetConfig
 			w.west.config(&corev1.Pod{Spec: deployment.Spec.Template.Spec}, &config)
-			fenced = fenced || config.Epoch == 2
+			fences = append(fences, config.Epoch)
 		}
-		return w.west.inForce("app", v1alpha1.RoleSource, 2)()
+		return w.west.get("app").Status.Role == v1alpha1.RoleSource
 	})
-	if !fenced {
-		t.Error("no receiver ran in the new epoch: the former source could have committed until the end")
+	epoch := w.west.get("app").Status.Epoch
+	if epoch <= w.east.get("app").Status.Epoch || !slices.Contains(fences, uint64(epoch)) {
+		w.t.Errorf("west is the source in epoch %d, receivers ran in %v: the former source could have committed until the end", epoch, fences)
+	}
+	return epoch
+}
+
+// A plan that was handed an epoch over has the word of the cluster that was the source: its promotion needs neither that cluster nor an
+// acknowledgement. One that has another epoch, or another target, speaks for nobody.
+func TestAPlanThatWasHandedOverPromotesWithoutItsSource(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	protect(w, "data")
+	w.west.offline, w.east.offline = true, true
+	plan := &v1alpha1.DisasterRecoveryPlan{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "shop"}, Spec: v1alpha1.DisasterRecoveryPlanSpec{
+		PrimaryCluster: "west", PreferredClusterList: []string{"east", "west"}, DataReplicationPointer: "app"}}
+	w.west.create(plan)
+	tell := func(epoch int64, o v1alpha1.Operation) {
+		o.ID, o.Type, o.StartedAt = "o1", v1alpha1.OperationMigrate, metav1.Now()
+		plan.Status.Epoch, plan.Status.Operation = epoch, &o
+		w.west.must(w.west.kube.Status().Update(t.Context(), plan))
+	}
+	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleSource, 4 })
+	for name, other := range map[string]func(){
+		"an earlier epoch": func() { tell(3, v1alpha1.Operation{From: "east", To: "west", Step: v1alpha1.StepPromote}) },
+		"the way home":     func() { tell(4, v1alpha1.Operation{From: "west", To: "east", Step: v1alpha1.StepPromote}) },
+		"an earlier step":  func() { tell(4, v1alpha1.Operation{From: "east", To: "west", Step: v1alpha1.StepFinalSync}) },
+	} {
+		other()
+		for range 3 {
+			w.turn()
+		}
+		if c := w.west.ready("app"); c.Reason != cycle.ReasonLinkLost {
+			t.Errorf("a plan with %s: %s %s", name, c.Reason, c.Message)
+		}
+	}
+	tell(4, v1alpha1.Operation{From: "east", To: "west", Step: v1alpha1.StepPromote})
+	if epoch := w.promotedBehindAFence(); epoch != 4 {
+		t.Errorf("promoted in epoch %d", epoch)
 	}
 }
 
