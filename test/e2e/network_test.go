@@ -85,9 +85,11 @@ func TestAReceiverWithAnAddressOfItsOwn(t *testing.T) {
 		l := rlink(t, s, s.Home)
 		return l.LastSession != nil, fmt.Sprintf("%+v", l.Session)
 	})
-	if last := rlink(t, s, s.Home).LastSession; last.Point != point || last.Result != "Committed" || last.BytesResent != 0 {
+	last := rlink(t, s, s.Home).LastSession
+	if last.Point != point || last.Result != "Committed" || last.BytesResent != 0 {
 		t.Errorf("the session ended as %+v", last)
 	}
+	t.Logf("tier %s (%s), changed %d bytes; the last mover sent %d", last.Tier, last.TierReason, last.BytesChanged, last.BytesSent)
 	if e := rlink(t, s, s.Away).Endpoint; e == nil || e.Address != address || e.Message != "" {
 		t.Errorf("endpoint %+v", e)
 	}
