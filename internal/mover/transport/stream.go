@@ -201,9 +201,24 @@ func (s *Stream) receive() (Frame, error) {
 		}
 		payload = f.memory[skip : skip+h.Length]
 	}
-	if _, err := io.ReadFull(s.in, payload); err != nil {
+	if err := s.fill(payload); err != nil {
 		return f, err
 	}
 	f.Message, err = wire.Parse(h, payload)
 	return f, err
+}
+
+// fill reads p whole: first what is buffered, the rest from the connection, without a copy on the way.
+func (s *Stream) fill(p []byte) error {
+	n := min(len(p), s.in.Buffered())
+	if _, err := io.ReadFull(s.in, p[:n]); err != nil || n == len(p) {
+		return err
+	}
+	if _, err := io.ReadFull(s.conn, p[n:]); err != nil {
+		if n > 0 && errors.Is(err, io.EOF) {
+			return io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	return nil
 }
