@@ -28,8 +28,8 @@ func recordPool(length int) *volume.Pool {
 
 // rest gives back memory that only a session needs.
 func rest() {
-	smallRecords.Trim(16)
-	largeRecords.Trim(0)
+	smallRecords.Empty()
+	largeRecords.Empty()
 	transport.Rest()
 }
 

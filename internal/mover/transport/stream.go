@@ -154,8 +154,8 @@ const pooledFrom = 2 << 10
 
 // Rest gives back memory that only a busy process needs.
 func Rest() {
-	smallPayloads.Trim(16)
-	largePayloads.Trim(0)
+	smallPayloads.Empty()
+	largePayloads.Empty()
 }
 
 func payloadPool(length int) *volume.Pool {

@@ -14,7 +14,7 @@ const (
 	// slabSize is how much memory on huge pages is made at a time. Buffers share it, and it goes when the last of them does.
 	slabSize = 4 * hugePage
 	// largeFrom is from what length on a buffer lies on huge pages.
-	largeFrom = 256 << 10
+	largeFrom = 64 << 10
 )
 
 // Buffer is memory of n bytes that File reads into and writes from without a copy in the kernel. What it holds at first

@@ -3,7 +3,7 @@ package volume
 import "sync"
 
 // Pool keeps buffers of one size to be used again, the last one given back first: its memory is warm, while memory that
-// is new costs more to touch than to fill. Unlike sync.Pool it survives a garbage collection; Trim lets go of it.
+// is new costs more to touch than to fill. Unlike sync.Pool it survives a garbage collection; Empty lets go of it.
 type Pool struct {
 	size, keep int
 
@@ -40,12 +40,9 @@ func (p *Pool) Put(b []byte) {
 	}
 }
 
-// Trim keeps at most n buffers that nobody uses.
-func (p *Pool) Trim(n int) {
+// Empty lets go of the buffers that nobody uses.
+func (p *Pool) Empty() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i := n; i < len(p.free); i++ {
-		p.free[i] = nil
-	}
-	p.free = p.free[:min(n, len(p.free))]
+	p.free = nil
 }

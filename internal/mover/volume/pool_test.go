@@ -21,8 +21,8 @@ func TestAPoolGivesTheLastBufferFirstAndKeepsNoMoreThanAgreed(t *testing.T) {
 		t.Error("not the buffers that were given back, the last one first")
 	}
 	p.Put(a)
-	p.Trim(0)
+	p.Empty()
 	if at(p.Get()) == at(a) {
-		t.Error("a trimmed pool kept a buffer")
+		t.Error("an emptied pool kept a buffer")
 	}
 }
