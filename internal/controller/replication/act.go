@@ -70,9 +70,7 @@ func (r *Reconciler) actAll(ctx context.Context, s *sight, next []cycle.Decision
 func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 	switch d.Step {
 	case cycle.TakeRole:
-		if v.target != nil {
-			return r.removeAccount(ctx, v) // a target has no sessions to send
-		}
+		return r.removeFormerRole(ctx, v)
 	case cycle.PreparePeer:
 		return r.preparePeer(ctx, v)
 	case cycle.GrowPeer:
@@ -152,6 +150,15 @@ func (r *Reconciler) act(ctx context.Context, v *view, d cycle.Decision) error {
 		}
 	}
 	return nil
+}
+
+// removeFormerRole removes what only the role needed that is left now: identities, and the account of movers. A target has no sessions to
+// send, a source none to receive.
+func (r *Reconciler) removeFormerRole(ctx context.Context, v *view) error {
+	if v.target != nil {
+		return errors.Join(r.removeAccount(ctx, v), r.delete(ctx, &corev1.Secret{}, v.rep.Namespace, v.names.mover()))
+	}
+	return r.delete(ctx, &corev1.Secret{}, v.rep.Namespace, v.names.receiver())
 }
 
 // create makes an object; one that is there already is what an interrupted step left.

@@ -79,11 +79,17 @@ func TestRolesAreExchangedAndBack(t *testing.T) {
 	if got := w.east.snapshots(); len(got) != 0 {
 		t.Errorf("snapshots of sessions that stayed: %v", got)
 	}
+	if got := strings.Join(w.east.made(), " "); strings.Contains(got, "lb-app-dr-mover") {
+		t.Errorf("what the former source keeps: %s", got)
+	}
 	final := w.east.peer.link("app").RecoveryPoint.Point
 	w.west.edit("app", func(r *v1alpha1.Replication) { r.Spec.Role, r.Spec.Epoch = v1alpha1.RoleSource, 2 })
 	w.until("west is source", w.west.inForce("app", v1alpha1.RoleSource, 2))
 	if got := w.west.claims(); !slices.Equal(got, []string{"data"}) {
 		t.Errorf("claims beside the promoted one: %v", got)
+	}
+	if got := strings.Join(w.west.made(), " "); strings.Contains(got, "lb-app-dr-receiver") {
+		t.Errorf("what the former target keeps: %s", got)
 	}
 	if got := w.west.link("app").RecoveryPoint.Point; got != final {
 		t.Errorf("promoted with point %s, want %s", got, final)
