@@ -31,7 +31,7 @@ import (
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 )
 
-// +kubebuilder:rbac:groups=lifeboat.dev,resources=replications;pvcgroups;clusterpairs;disasterrecoveryplans;schedulepolicies,verbs=list;watch
+// +kubebuilder:rbac:groups=lifeboat.dev,resources=replications;pvcgroups;clusterpairs;disasterrecoveryplans;schedulepolicies;rules,verbs=list;watch
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims;persistentvolumes;pods,verbs=list;watch
 // +kubebuilder:rbac:groups=batch,resources=jobs,verbs=list;watch
 // +kubebuilder:rbac:groups=storage.k8s.io,resources=storageclasses,verbs=list;watch
@@ -54,6 +54,7 @@ func kinds() []kind {
 		{object: &v1alpha1.ClusterPair{}},
 		{object: &v1alpha1.DisasterRecoveryPlan{}},
 		{object: &v1alpha1.SchedulePolicy{}},
+		{object: &v1alpha1.Rule{}},
 		{object: &storagev1.StorageClass{}},
 		{object: &snapshotv1.VolumeSnapshotClass{}},
 		{object: &groupsnapshotv1.VolumeGroupSnapshotClass{}},

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"lifeboat.dev/lifeboat/api/v1alpha1"
@@ -99,6 +100,37 @@ func TestALookAtRestWritesNothing(t *testing.T) {
 		most := map[*side]int{w.east: 2, w.west: 25}[s]
 		if per := len(c.calls) / looks; per > most {
 			t.Errorf("%s: a look at rest makes %d calls", s.name, per)
+		}
+	}
+}
+
+// Rules are watched: that new sessions run them costs a look at rest nothing, and one that goes or comes is told all the same.
+func TestALookAtRestAsksForNoRules(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ruled(w, holdIt, true, tellIt)
+	w.until("the first point", w.east.committed("app", ""))
+	w.until("rest", w.east.idle("app"))
+	c := &counting{Client: w.east.live}
+	w.east.r.Client, w.east.r.Live = c, c
+	w.east.reconcile()
+	for _, call := range c.calls {
+		if strings.Contains(call, "Rule") {
+			t.Errorf("a look at rest makes %s", call)
+		}
+	}
+	if len(c.calls) == 0 {
+		t.Error("nothing was counted")
+	}
+	rule := w.east.ruleNow("pre")
+	w.east.must(w.east.kube.Delete(t.Context(), rule))
+	w.until("it is missing", func() bool { return w.east.ready("app").Reason == reasonRuleMissing })
+	w.east.rule("pre", holdIt, true)
+	w.until("it is there again", func() bool { return w.east.ready("app").Status == metav1.ConditionTrue })
+	for rule, want := range map[string]int{"pre": 1, "post": 1, "other": 0} {
+		o := &v1alpha1.Rule{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: rule}}
+		if got := w.east.r.usersOfRule(t.Context(), o); len(got) != want {
+			t.Errorf("Rule %s wakes %v", rule, got)
 		}
 	}
 }

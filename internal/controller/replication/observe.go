@@ -576,7 +576,7 @@ func (r *Reconciler) observeSources(ctx context.Context, from client.Reader, s *
 	}
 	var ask []*view
 	for _, v := range s.links {
-		if err := r.observeRules(ctx, v); err != nil {
+		if err := observeRules(ctx, from, v); err != nil {
 			return err
 		}
 		if err := r.observeSource(ctx, from, v, moving); err != nil {

@@ -66,13 +66,13 @@ func quiesceOpen(q *v1alpha1.QuiesceStatus) bool {
 	return q != nil && q.State != v1alpha1.QuiesceWaiting && q.State != v1alpha1.QuiesceResumed
 }
 
-// rule reads a Rule; nil when none is named. What is wrong with it is a sentence.
-func (r *Reconciler) rule(ctx context.Context, namespace, name string, stage v1alpha1.RuleStage) (*v1alpha1.Rule, *cycle.Problem, error) {
+// ruleOf reads a Rule; nil when none is named. What is wrong with it is a sentence.
+func ruleOf(ctx context.Context, from client.Reader, namespace, name string, stage v1alpha1.RuleStage) (*v1alpha1.Rule, *cycle.Problem, error) {
 	if name == "" {
 		return nil, nil, nil
 	}
 	var rule v1alpha1.Rule
-	err := r.Live.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &rule)
+	err := from.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &rule)
 	switch {
 	case apierrors.IsNotFound(err):
 		field := "spec.preCutRule"
@@ -90,12 +90,12 @@ func (r *Reconciler) rule(ctx context.Context, namespace, name string, stage v1a
 }
 
 // rulePair reads both Rules that are named, and what is wrong with the first that cannot be run.
-func (r *Reconciler) rulePair(ctx context.Context, namespace, pre, post string) (before, after *v1alpha1.Rule, problem *cycle.Problem, err error) {
-	before, problem, err = r.rule(ctx, namespace, pre, v1alpha1.RulePreCut)
+func rulePair(ctx context.Context, from client.Reader, namespace, pre, post string) (before, after *v1alpha1.Rule, problem *cycle.Problem, err error) {
+	before, problem, err = ruleOf(ctx, from, namespace, pre, v1alpha1.RulePreCut)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	after, second, err := r.rule(ctx, namespace, post, v1alpha1.RulePostCut)
+	after, second, err := ruleOf(ctx, from, namespace, post, v1alpha1.RulePostCut)
 	if problem == nil {
 		problem = second
 	}
@@ -103,13 +103,13 @@ func (r *Reconciler) rulePair(ctx context.Context, namespace, pre, post string) 
 }
 
 // observeRules notes what is wrong with the Rules that new sessions run. Without a usable one no session starts: it would be
-// cut without being quiesced.
-func (r *Reconciler) observeRules(ctx context.Context, v *view) error {
+// cut without being quiesced. A session reads those it runs from the API server.
+func observeRules(ctx context.Context, from client.Reader, v *view) error {
 	spec := &v.rep.Spec
 	if v.status.Session != nil || spec.PreCutRule == "" && spec.PostCutRule == "" {
 		return nil
 	}
-	_, _, problem, err := r.rulePair(ctx, v.rep.Namespace, spec.PreCutRule, spec.PostCutRule)
+	_, _, problem, err := rulePair(ctx, from, v.rep.Namespace, spec.PreCutRule, spec.PostCutRule)
 	if problem != nil {
 		v.note(problem.Reason, "%s", problem.Message)
 	}
@@ -140,7 +140,7 @@ func (r *Reconciler) observeQuiescence(ctx context.Context, v *view, session *cy
 	owner := v.ruleOwner()
 	var err error
 	if q.State == v1alpha1.QuiesceWaiting {
-		if v.rules.pre, v.rules.post, out.Unusable, err = r.rulePair(ctx, v.rep.Namespace, q.PreCutRule, q.PostCutRule); err != nil {
+		if v.rules.pre, v.rules.post, out.Unusable, err = rulePair(ctx, r.Live, v.rep.Namespace, q.PreCutRule, q.PostCutRule); err != nil {
 			return err
 		}
 		if out.Busy = r.Rules.Holder(owner, q.PreCutRule, q.PostCutRule); out.Busy == "" {
@@ -190,7 +190,7 @@ func (r *Reconciler) actOnRules(ctx context.Context, v *view, d cycle.Decision) 
 	case cycle.BeginQuiesce:
 		v.rules.taken = r.Rules.Reserve(owner, q.PreCutRule, q.PostCutRule) != ""
 	case cycle.Quiesce:
-		pre, problem, err := r.rule(ctx, v.rep.Namespace, q.PreCutRule, v1alpha1.RulePreCut)
+		pre, problem, err := ruleOf(ctx, r.Live, v.rep.Namespace, q.PreCutRule, v1alpha1.RulePreCut)
 		if err != nil {
 			return err
 		}
@@ -211,7 +211,7 @@ func (r *Reconciler) actOnRules(ctx context.Context, v *view, d cycle.Decision) 
 // resume lets the session's application go.
 func (r *Reconciler) resume(ctx context.Context, v *view) error {
 	q := v.quiescence()
-	post, problem, err := r.rule(ctx, v.rep.Namespace, q.PostCutRule, v1alpha1.RulePostCut)
+	post, problem, err := ruleOf(ctx, r.Live, v.rep.Namespace, q.PostCutRule, v1alpha1.RulePostCut)
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ func (r *Reconciler) wakeOnNews(b *builder.Builder) *builder.Builder {
 		{&corev1.Pod{}, servedOf, changed(podNews)},
 		{&corev1.PersistentVolumeClaim{}, r.usersOfClaim, changedOrMade(claimNews)},
 		{&v1alpha1.PVCGroup{}, r.usersOfGroup, predicate.Or[client.Object](predicate.GenerationChangedPredicate{}, made())},
+		{&v1alpha1.Rule{}, r.usersOfRule, predicate.GenerationChangedPredicate{}},
 		{&v1alpha1.ClusterPair{}, r.usersOfPair, changedOrMade(pairNews)},
 		{&v1alpha1.DisasterRecoveryPlan{}, replicationOfPlan, changed(planNews)},
 	} {
@@ -148,6 +149,12 @@ func (r *Reconciler) usersOfClaim(ctx context.Context, o client.Object) []reconc
 
 func (r *Reconciler) usersOfGroup(ctx context.Context, o client.Object) []reconcile.Request {
 	return r.those(ctx, func(rep *v1alpha1.Replication) bool { return rep.Spec.PVCGroupName == o.GetName() }, client.InNamespace(o.GetNamespace()))
+}
+
+func (r *Reconciler) usersOfRule(ctx context.Context, o client.Object) []reconcile.Request {
+	return r.those(ctx, func(rep *v1alpha1.Replication) bool {
+		return rep.Spec.PreCutRule == o.GetName() || rep.Spec.PostCutRule == o.GetName()
+	}, client.InNamespace(o.GetNamespace()))
 }
 
 func (r *Reconciler) usersOfPair(ctx context.Context, o client.Object) []reconcile.Request {
