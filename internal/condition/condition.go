@@ -51,7 +51,7 @@ func Save(ctx context.Context, c client.Client, before, now client.Object) error
 	}
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
 	if err := c.Status().Patch(ctx, now, patch); err != nil {
-		return fmt.Errorf("save status of %s %s: %w", now.GetObjectKind().GroupVersionKind().Kind, client.ObjectKeyFromObject(now), err)
+		return fmt.Errorf("save status of %T %s: %w", now, client.ObjectKeyFromObject(now), err)
 	}
 	return nil
 }

@@ -168,7 +168,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	}
 	before := plan.DeepCopy()
 	r.report(&plan, seen, next, done)
-	if err := condition.Save(ctx, r.Client, before, &plan); err != nil {
+	err = condition.Save(ctx, r.Client, before, &plan)
+	switch {
+	case apierrors.IsNotFound(err):
+		return ctrl.Result{}, nil // it was deleted meanwhile: there is nobody to tell
+	case err != nil:
 		return retry(err)
 	}
 	r.tell(before, &plan, next)

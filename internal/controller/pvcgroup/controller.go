@@ -68,7 +68,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		if apierrors.IsConflict(err) {
 			return ctrl.Result{RequeueAfter: otherwise}, nil
 		}
-		return ctrl.Result{}, err
+		return ctrl.Result{}, client.IgnoreNotFound(err) // of one that was deleted meanwhile
 	}
 	if seen.fault != nil {
 		return ctrl.Result{RequeueAfter: otherwise}, nil
