@@ -21,8 +21,9 @@ if [ $# -eq 0 ]; then
   first=(./internal/controller/... ./internal/link/... ./internal/mover/... ./internal/hook/... ./internal/watched ./internal/snapshot ./internal/cycle)
   set -- "${first[@]}" ./...
 fi
+packages=$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' "$@")
 failed=()
-for package in $(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' "$@" | awk '!seen[$0]++'); do
+for package in $(awk '!seen[$0]++' <<<"$packages"); do
   nice -n 19 go test -race -p 1 -count=1 -timeout 60m "$package" || failed+=("$package")
 done
 [ ${#failed[@]} -eq 0 ] || { printf 'failed under the race detector:\n' >&2; printf '  %s\n' "${failed[@]}" >&2; exit 1; }

@@ -338,7 +338,12 @@ type disk struct {
 	name string
 }
 
-func (d *disk) Size() int64  { return d.c.now.size }
+func (d *disk) Size() int64 {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	return d.c.now.size
+}
+
 func (d *disk) Close() error { return nil }
 
 func (d *disk) ReadAt(p []byte, off int64) (n int, err error) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -189,8 +190,9 @@ func TestAClockThatIsSetCounts(t *testing.T) {
 		"64KiB":                          -time.Hour,
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			offset := noon.Sub(time.Now()) - time.Hour // 11:00
-			l := pace.New(func() time.Time { return time.Now().Add(offset).Round(0) }, parse(t, calendar))
+			var offset atomic.Int64
+			offset.Store(int64(noon.Sub(time.Now()) - time.Hour)) // 11:00
+			l := pace.New(func() time.Time { return time.Now().Add(time.Duration(offset.Load())).Round(0) }, parse(t, calendar))
 			done := make(chan time.Time)
 			began := time.Now()
 			go func() {
@@ -198,7 +200,7 @@ func TestAClockThatIsSetCounts(t *testing.T) {
 				done <- time.Now()
 			}()
 			synctest.Wait()
-			offset += by
+			offset.Add(int64(by))
 			if took := (<-done).Sub(began); took > 2*time.Second {
 				t.Errorf("%s: took %s", calendar, took)
 			}
