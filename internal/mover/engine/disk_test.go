@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"lifeboat.dev/lifeboat/internal/mover/engine"
 )
@@ -100,7 +99,7 @@ func failOnce(t *testing.T, base *world, s scene, f diskFault, n int, forGood bo
 		}
 		return nil
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hung)
 	defer cancel()
 	r := s.source(w).Run(ctx)
 	waitFor(t, func() bool { return w.target.State().Phase == engine.PhaseIdle })

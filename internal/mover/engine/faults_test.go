@@ -102,7 +102,7 @@ func faultOnce(t *testing.T, base *world, s scene, f wireFault, toTarget bool, a
 		r.start()
 		return near, far
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hung)
 	defer cancel()
 	r := s.source(w).Run(ctx)
 	waitFor(t, func() bool { return w.target.State().Phase == engine.PhaseIdle })

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"testing"
-	"time"
 
 	"lifeboat.dev/lifeboat/internal/mover/change"
 	"lifeboat.dev/lifeboat/internal/mover/digest"
@@ -39,7 +38,7 @@ func TestASessionGoesOnWithAnotherOffer(t *testing.T) {
 				for at := int64(1); at <= 24; at++ {
 					w := base.fork(t, uint64(at))
 					w.boot()
-					ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+					ctx, cancel := context.WithTimeout(context.Background(), hung)
 					w.wrap = func(client, server net.Conn) (net.Conn, net.Conn) {
 						r, near, far := newRelay(client, server)
 						r.toTarget.at, r.toTarget.fault = at, func(l *lane, frame []byte) bool {

@@ -276,7 +276,7 @@ func (h *history) source(a attempt, epoch uint64) *engine.Source {
 
 // run runs a source to its end, booting the target after each crash.
 func (h *history) run(ctx context.Context, s *engine.Source, point string) engine.Report {
-	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, hung)
 	defer cancel()
 	h.sessions++
 	done := make(chan engine.Report, 1)
@@ -445,7 +445,7 @@ func (h *history) staleInBetween(s *engine.Source, point string) engine.Report {
 		done <- r
 	}()
 	<-held
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hung)
 	defer cancel()
 	stale := h.source(attempt{point: h.points[h.rng.IntN(len(h.points))]}, h.epoch-1).Run(ctx)
 	close(goOn)

@@ -106,7 +106,7 @@ func (s *site) manager() transport.Material {
 func (s *site) await(until func(engine.State) bool) engine.State {
 	s.t.Helper()
 	m := s.manager()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(hung)
 	var last engine.State
 	var err error
 	for time.Now().Before(deadline) {
@@ -133,7 +133,7 @@ func (s *site) session(point string) engine.SourceConfig {
 
 func (s *site) run(cfg engine.SourceConfig) engine.Report {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hung)
 	defer cancel()
 	return engine.RunSource(ctx, cfg, "test", quiet())
 }

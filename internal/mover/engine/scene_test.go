@@ -129,7 +129,7 @@ func (s scene) set(t *testing.T) *world {
 // play runs the scene's session, booting the target after each crash.
 func (s scene) play(w *world, checkpoint ...func()) engine.Report {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hung)
 	defer cancel()
 	source := s.source(w)
 	done := make(chan engine.Report, 1)

@@ -274,7 +274,7 @@ func TestATargetServesAVersion1Source(t *testing.T) {
 // returns what the target answered.
 func (w *world) playV1Source(name string, last byte) []v1Frame {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hung)
 	defer cancel()
 	conn, err := w.dial(ctx)
 	if err != nil {
@@ -398,7 +398,7 @@ func TestASourceIsServedByAVersion1Target(t *testing.T) {
 				peer.wg.Go(func() { peer.serve(server, name, resume) })
 				return client, nil
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), hung)
 			defer cancel()
 			r := w.v1Source(c.point, dial).Run(ctx)
 			peer.wg.Wait()

@@ -374,7 +374,7 @@ func TestTheStateTellsHowFar(t *testing.T) {
 
 func waitFor(t *testing.T, until func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !until(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(hung); !until(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it never came")
 		}

@@ -48,6 +48,9 @@ type member struct {
 // Three sizes that matter: more than a segment, less than a segment, an odd end.
 var group = []member{{"data", 65<<20 + 8192}, {"log", 3<<20 + 777}}
 
+// hung is how long anything may take before it counts as hung: machines differ, and the race detector makes all of it ten times slower.
+const hung = 5 * time.Minute
+
 const testEpoch = 3
 
 func newWorld(t *testing.T, members []member) *world {
@@ -264,7 +267,7 @@ func (w *world) newSource(point string) *engine.Source {
 // run runs a session of an instant to its end; after each crash of the machine it checks what is left, and boots it.
 func (w *world) run(point string, checkpoint ...func()) engine.Report {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hung)
 	defer cancel()
 	source := w.newSource(point)
 	done := make(chan engine.Report, 1)
@@ -356,7 +359,7 @@ func (c *cutting) Write(p []byte) (int, error) {
 // commitAndCrash crashes the machine right after a session's commit was recorded, before it is applied.
 func (w *world) commitAndCrash(point string) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hung)
 	defer cancel()
 	done := make(chan engine.Report, 1)
 	source := w.newSource(point)
