@@ -135,10 +135,10 @@ func (d *Driver) whileFrozen(mounted []freezable, clone func() error) (held bool
 			return false, errors.Join(err, d.clearNotes(mounted))
 		}
 	}
-	began := d.now()
+	began, limit := d.now(), d.freezeLimit // the timer's end may outlive this call
 	var ice ice
-	timer := time.AfterFunc(d.freezeLimit, func() {
-		d.log.Error("writers were held too long and are let go", "limit", d.freezeLimit, "error", ice.thaw())
+	timer := time.AfterFunc(limit, func() {
+		d.log.Error("writers were held too long and are let go", "limit", limit, "error", ice.thaw())
 	})
 	defer timer.Stop()
 	held = true
