@@ -43,6 +43,7 @@ func runMover(args []string) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	engine.Overlap()
 	if args[0] == "target" {
 		c, err := engine.LoadTargetConfig(args[1])
 		if err != nil {

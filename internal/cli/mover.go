@@ -45,6 +45,7 @@ start goes on behind it.`,
 				return &exitError{engine.ExitConfiguration, err}
 			}
 			log := moverLog().With("replication", cfg.Replication, "point", cfg.Point)
+			engine.Overlap()
 			r := engine.RunSource(ctx, cfg, version.Software, log)
 			if !r.Done {
 				return &exitError{r.ExitCode(), errors.New(r.Error)}
@@ -73,6 +74,7 @@ Exit codes: 0 stopped; 1 failed; 2 wrong configuration.`,
 			defer stop()
 			cfg, err := engine.LoadTargetConfig(config)
 			if err == nil {
+				engine.Overlap()
 				err = engine.RunTarget(ctx, cfg, version.Software, moverLog().With("replication", cfg.Replication))
 			}
 			if engine.KindOf(err) == engine.KindConfiguration {

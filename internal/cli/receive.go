@@ -99,6 +99,7 @@ func runReceive(cmd *cobra.Command, o receiveOptions, args []string) error {
 	if err != nil {
 		return err
 	}
+	engine.Overlap()
 	return r.Run(cmd.Context())
 }
 

@@ -109,6 +109,7 @@ func runReplicate(cmd *cobra.Command, o replicateOptions, args []string) error {
 	defer func() { _ = s.Close() }()
 	ctx, stop := endOnSignals(cmd.Context())
 	defer stop()
+	engine.Overlap()
 	results := screen.follow(ctx, s)
 	code, err := verdict(results)
 	screen.end(results, code)

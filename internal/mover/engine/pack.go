@@ -2,7 +2,6 @@ package engine
 
 import (
 	"fmt"
-	"runtime"
 	"sync"
 	"time"
 
@@ -33,7 +32,7 @@ func newPacker(choice Compression) (*packer, error) {
 		return &packer{pilot: newPilot()}, nil
 	}
 	enc, err := zstd.NewWriter(nil,
-		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)),
+		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(cores),
 		zstd.WithWindowSize(wire.MaxRecord), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return nil, fmt.Errorf("start zstd: %w", err)
@@ -89,7 +88,7 @@ func (p *packer) learn(gained bool) {
 type unpacker struct{ zstd *zstd.Decoder }
 
 func newUnpacker() (*unpacker, error) {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0),
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(cores),
 		zstd.WithDecoderMaxMemory(2*wire.MaxRecord), zstd.WithDecoderMaxWindow(2*wire.MaxRecord))
 	if err != nil {
 		return nil, fmt.Errorf("start zstd: %w", err)

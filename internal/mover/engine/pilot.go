@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"runtime"
 	"sync"
 	"time"
 )
@@ -47,7 +46,7 @@ const (
 
 // newPilot begins compressed: on a slow link the first megabytes matter, on a fast one they are soon gone.
 func newPilot() *pilot {
-	return &pilot{compress: true, back: firstHold, procs: runtime.GOMAXPROCS(0)}
+	return &pilot{compress: true, back: firstHold, procs: cores}
 }
 
 // packed tells how long the codec took for a record. The fastest counts: the others had to share a processor.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -31,7 +30,7 @@ const (
 )
 
 // workers is how many goroutines read and digest: some wait for the disk while others compute.
-func workers() int { return max(4, min(8, 4*runtime.GOMAXPROCS(0))) }
+func workers() int { return max(4, min(8, 4*cores)) }
 
 // readFull reads p whole.
 func readFull(v volume.Reader, name string, p []byte, off int64) error {
