@@ -17,9 +17,9 @@ const (
 	largeFrom = 64 << 10
 )
 
-// Buffer is memory of n bytes that File reads into and writes from without a copy in the kernel. What it holds at first
-// is not said. Large ones lie on huge pages where the kernel has them: direct I/O pins and maps memory page by page, and
-// a disk takes 1 MiB that lies side by side as one piece instead of 256.
+// Buffer is memory of n bytes that File reads into and writes from without a copy in the kernel. It holds zeros at first.
+// Large ones lie on huge pages where the kernel has them: direct I/O pins and maps memory page by page, and a disk takes
+// 1 MiB that lies side by side as one piece instead of 256.
 func Buffer(n int) []byte {
 	if n >= largeFrom && n <= slabSize {
 		return carve(n)
@@ -37,7 +37,7 @@ func makeAligned(n, align int) []byte {
 	return raw[skip : skip+n : skip+n]
 }
 
-// slab is the memory that large buffers are cut from. It is known weakly: what keeps it are the buffers.
+// slab is the memory that large buffers are cut from, each part once. It is known weakly: what keeps it are the buffers.
 var slab struct {
 	sync.Mutex
 	memory weak.Pointer[[slabSize]byte]

@@ -20,17 +20,22 @@ func TestBuffersAreAlignedAndApart(t *testing.T) {
 			if len(b) != n || cap(b) != n || !volume.Aligned(b) {
 				t.Fatalf("a buffer of %d bytes, room for %d, aligned %t; want %d", len(b), cap(b), volume.Aligned(b), n)
 			}
-			for at := 0; at < n; at += 4096 {
-				b[at] = byte(i)
+			for _, at := range []int{0, n / 2, n - 1} {
+				if b[at] != 0 {
+					t.Fatalf("byte %d of a new buffer of %d is %d", at, n, b[at])
+				}
 			}
-			b[n-1] = byte(i)
+			for at := 0; at < n; at += 4096 {
+				b[at] = byte(i + 1)
+			}
+			b[n-1] = byte(i + 1)
 			all = append(all, b)
 		}
 		if len(all) > 100 {
 			all = all[9:]
 		}
 		for k, b := range all {
-			want := byte(i - (len(all)-1-k)/9)
+			want := byte(i + 1 - (len(all)-1-k)/9)
 			if b[0] != want || b[len(b)-1] != want {
 				t.Fatalf("buffer %d of %d bytes was overwritten by another", k, len(b))
 			}
