@@ -109,7 +109,7 @@ func runSource(ctx context.Context, cfg SourceConfig, software string, log *slog
 		}
 	}()
 	s, err := NewSource(cfg, SourceParts{
-		Dial: cfg.dialer(), Volumes: volumes, Offer: cfg.gather(ctx, volumes),
+		Dial: cfg.dialer(), Volumes: volumes, Offer: cfg.gather(ctx, volumes, log),
 		Software: software, Log: log, Now: time.Now, Wait: wait,
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -33,7 +34,7 @@ const (
 
 // gather asks where the volumes changed and what of them was ever written. A list that cannot be had whole is none:
 // the note says why, and the next tier does.
-func (c SourceConfig) gather(ctx context.Context, volumes []volume.Reader) Offer {
+func (c SourceConfig) gather(ctx context.Context, volumes []volume.Reader, log *slog.Logger) Offer {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	patient, impatient := context.WithTimeout(ctx, servicePatience)
@@ -44,7 +45,7 @@ func (c SourceConfig) gather(ctx context.Context, volumes []volume.Reader) Offer
 	}
 	if c.Base != "" {
 		for i, v := range c.Volumes {
-			list, err := whenThere(patient, func() (change.List, error) {
+			list, err := whenThere(patient, log.With("volume", v.Name), func() (change.List, error) {
 				return change.Delta(ctx, v.Device, volumes[i].Size(), *v.Changes)
 			})
 			if err != nil {
@@ -56,7 +57,7 @@ func (c SourceConfig) gather(ctx context.Context, volumes []volume.Reader) Offer
 	}
 	known := false
 	for i, v := range c.Volumes {
-		list, err := whenThere(patient, func() (change.List, error) { return allocated(ctx, v, volumes[i].Size()) })
+		list, err := whenThere(patient, log.With("volume", v.Name), func() (change.List, error) { return allocated(ctx, v, volumes[i].Size()) })
 		if err != nil && v.Allocated != nil && o.Note == "" {
 			o.Note = fmt.Sprintf("what was written of volume %s cannot be told: %v", v.Name, err)
 		}
@@ -70,10 +71,17 @@ func (c SourceConfig) gather(ctx context.Context, volumes []volume.Reader) Offer
 }
 
 // whenThere asks for a list, and again while its service is absent and patient lasts.
-func whenThere(patient context.Context, ask func() (change.List, error)) (change.List, error) {
-	for {
+func whenThere(patient context.Context, log *slog.Logger, ask func() (change.List, error)) (change.List, error) {
+	for said := false; ; said = true {
 		list, err := ask()
-		if !change.Absent(err) || wait(patient, serviceRetry) != nil {
+		if !change.Absent(err) {
+			return list, err
+		}
+		if !said {
+			log.Warn("the storage driver's service does not answer and is asked again; without it more is read than needs be",
+				"atMost", servicePatience.String(), "error", err.Error())
+		}
+		if wait(patient, serviceRetry) != nil {
 			return list, err
 		}
 	}

@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,12 +34,16 @@ func TestAServiceThatIsAbsentIsWaitedForAWhile(t *testing.T) {
 				began := time.Now()
 				patient, cancel := context.WithTimeout(t.Context(), servicePatience)
 				defer cancel()
-				_, err := whenThere(patient, func() (change.List, error) {
+				var logged strings.Builder
+				_, err := whenThere(patient, slog.New(slog.NewTextHandler(&logged, nil)), func() (change.List, error) {
 					if time.Since(began) < c.back {
 						return change.List{}, c.err
 					}
 					return change.List{}, nil
 				})
+				if said := strings.Count(logged.String(), "does not answer"); said != min(1, int(c.waited)) {
+					t.Errorf("said %d times that it waits:\n%s", said, logged.String())
+				}
 				if c.had != (err == nil) || time.Since(began) != c.waited {
 					t.Errorf("after %s: %v; want a list: %v, after %s", time.Since(began), err, c.had, c.waited)
 				}
