@@ -61,9 +61,14 @@ func Name(parts ...string) string {
 	if len(name) <= maxName {
 		return name
 	}
-	sum := sha256.Sum256([]byte(name))
-	tail := hex.EncodeToString(sum[:5])
+	tail := Digest([]byte(name))
 	return strings.TrimRight(name[:maxName-1-len(tail)], "-.") + "-" + tail
+}
+
+// Digest is ten hex digits that tell what is too long for a name, or would look like another's, apart.
+func Digest(of []byte) string {
+	sum := sha256.Sum256(of)
+	return hex.EncodeToString(sum[:5])
 }
 
 // MemberName is the name of what is made for one member at one point: its snapshot, and the claim made from that.

@@ -1,8 +1,6 @@
 package replication
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"strconv"
 	"strings"
 
@@ -58,8 +56,7 @@ func (n names) ofLink(what ...string) string {
 
 // apart tells names from others that look the same once they are joined with dashes. None of them holds a slash.
 func apart(names ...string) string {
-	sum := sha256.Sum256([]byte(strings.Join(names, "/")))
-	return hex.EncodeToString(sum[:5])
+	return snapshot.Digest([]byte(strings.Join(names, "/")))
 }
 
 // job of a session, and its ConfigMap. A ConfigMap per point: a kubelet may mount the content of a moment ago, and

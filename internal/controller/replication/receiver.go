@@ -2,8 +2,6 @@ package replication
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -338,8 +336,7 @@ func (r *Reconciler) configDigest(rep *v1alpha1.Replication, c engine.TargetConf
 	if err != nil {
 		return "", fmt.Errorf("write configuration of the receiver: %w", err)
 	}
-	sum := sha256.Sum256(append(raw, r.Image...))
-	return hex.EncodeToString(sum[:5]), nil
+	return snapshot.Digest(append(raw, r.Image...)), nil
 }
 
 func (r *Reconciler) receiverDeployment(v *view) *appsv1.Deployment {
