@@ -4,17 +4,14 @@
 set -eu
 cd "$(dirname "$0")/.."
 . hack/env.sh
-# The detector is C. Its objects share no cache with the build's, so the first run compiles all again.
-export CGO_ENABLED=1
 if [ "$(uname -s)" = Linux ] && { [ "$(id -u)" = 0 ] || ! command -v gcc >/dev/null; }; then
   hack/apt.sh gcc libc6-dev e2fsprogs xfsprogs btrfs-progs iproute2
 fi
-if [ -z "${KUBEBUILDER_ASSETS:-}" ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ]; then
-  built=$(bin/clusters build)
-  mkdir -p bin/kube-assets
-  for server in kube-apiserver etcd kubectl; do ln -sf "$built/kube" bin/kube-assets/$server; done
-  export KUBEBUILDER_ASSETS=$PWD/bin/kube-assets
+if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ]; then
+  . hack/kube-assets.sh
 fi
+# The detector is C. Its objects share no cache with the build's, so the first run compiles all again; not the servers above.
+export CGO_ENABLED=1
 
 if [ $# -eq 0 ]; then
   # The engine and the controllers first: most of what runs side by side is there.

@@ -18,11 +18,7 @@ hack/lint.sh
 
 if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ]; then
   step "the clusters' servers (the first build takes minutes)"
-  built=$(bin/clusters build)
-  # One program is every server; it goes by the name it is called by.
-  mkdir -p bin/kube-assets
-  for server in kube-apiserver etcd kubectl; do ln -sf "$built/kube" bin/kube-assets/$server; done
-  export KUBEBUILDER_ASSETS=$PWD/bin/kube-assets
+  . hack/kube-assets.sh
 else
   echo "SKIPPED in plain sight: tests on an API server, on a storage pool and on two clusters need Linux and root"
 fi
