@@ -17,7 +17,7 @@ import (
 	"lifeboat.dev/lifeboat/api/v1alpha1"
 )
 
-// lockedScript writes as the ordered writer does, twenty numbers at a time under a lock that others may take in between, as a database
+// lockedScript writes as the ordered writer does, two hundred numbers at a time under a lock that others may take in between, as a database
 // session takes one. It syncs nothing and so is fast: what is cut a moment later is of another number.
 const lockedScript = `set -eu
 volumes=$(seq 0 $(($1 - 1)))
@@ -26,7 +26,7 @@ exec 9>>/tmp/quiesce
 n=0
 while :; do
   flock 9
-  for k in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+  for ((k = 0; k < 200; k++)); do
     n=$((n + 1))
     for i in $volumes; do printf '%020d\n' $n 1<>/volumes/$i/n; done
   done
@@ -39,7 +39,7 @@ done
 // without; a manager that is killed while it holds the writer lets it go on at once.
 func TestARuleHoldsAWriterWhileItsVolumesAreCutOneByOne(t *testing.T) {
 	s := tell(t)
-	w := &writer{story: s, name: "ruled", volumes: 3, script: lockedScript, pause: "0.01"}
+	w := &writer{story: s, name: "ruled", volumes: 3, script: lockedScript, pause: "0.002"}
 	w.begin(t, s.Home)
 	hold := v1alpha1.RuleAction{Value: "flock /tmp/quiesce ${WAIT_CMD}", Background: true, Timeout: &metav1.Duration{Duration: 10 * time.Second}}
 	w.rule(t, "hold", hold)
@@ -49,16 +49,9 @@ func TestARuleHoldsAWriterWhileItsVolumesAreCutOneByOne(t *testing.T) {
 		v1alpha1.Rlink{ClusterPair: s.Away.Name, Retain: ptr.To[int32](20)},
 		func(spec *v1alpha1.ReplicationSpec) { spec.PreCutRule, spec.PostCutRule = "hold", "after" })
 	w.inStep(t, s.Home, s.Away)
-	reports := []v1alpha1.SessionReport{*w.link(t, s.Home).LastSession}
-	for i := range 3 {
-		reports = append(reports, w.session(t, s.Home, s.Away, fmt.Sprintf("held-%d", i)))
-	}
+	reports := w.heldSessions(t)
 	before := int64(0)
 	for i, r := range reports {
-		if r.Cut != v1alpha1.CutNotAtomic || r.Quiesce == nil || r.Quiesce.Holds != 1 || r.Quiesce.Failed != "" || r.Quiesce.ResumeFailed != "" {
-			t.Errorf("session %s was cut %s (%s), quiesced %+v", r.Point, r.Cut, r.CutReason, r.Quiesce)
-			continue
-		}
 		n := w.numbers(t, s.Away, w.copies(t, r.Point, fmt.Sprintf("-held-%d", i)))
 		t.Logf("quiesced in %s, cut in %s: %v; session %.1f s", r.Quiesce.QuiescedAt.Sub(r.Quiesce.BegunAt.Time).Round(time.Millisecond),
 			r.Quiesce.ResumedAt.Sub(r.Quiesce.QuiescedAt.Time).Round(time.Millisecond), n, r.FinishedAt.Sub(r.StartedAt.Time).Seconds())
@@ -89,23 +82,46 @@ func (w *writer) rule(t *testing.T, name string, actions ...v1alpha1.RuleAction)
 		Rules: []v1alpha1.RuleItem{{PodSelector: w.label(), Actions: actions}}}))
 }
 
-// withoutTheRule shows that the story before could have failed.
-func (w *writer) withoutTheRule(t *testing.T) {
+// heldSessions are the first session and three more. Each cut the volumes one by one while a Rule held whoever writes them.
+func (w *writer) heldSessions(t *testing.T) []v1alpha1.SessionReport {
 	t.Helper()
-	home, away := w.story.Home, w.story.Away
-	w.edit(t, home, func(spec *v1alpha1.ReplicationSpec) { spec.PreCutRule, spec.PostCutRule = "", "" })
-	for i := range 8 {
-		r := w.session(t, home, away, fmt.Sprintf("free-%d", i))
-		if r.Quiesce != nil {
-			t.Errorf("session %s ran Rules that nobody names: %+v", r.Point, r.Quiesce)
+	home := w.story.Home
+	reports := []v1alpha1.SessionReport{*w.link(t, home).LastSession}
+	for i := range 3 {
+		reports = append(reports, w.session(t, home, w.story.Away, fmt.Sprintf("held-%d", i)))
+	}
+	for _, r := range reports {
+		if r.Cut != v1alpha1.CutNotAtomic || r.Quiesce == nil || r.Quiesce.Holds != 1 || r.Quiesce.Failed != "" || r.Quiesce.ResumeFailed != "" {
+			t.Fatalf("session %s was cut %s (%s), quiesced %+v", r.Point, r.Cut, r.CutReason, r.Quiesce)
 		}
-		_, fault := inOrder(w.read(t, away, w.copies(t, r.Point, fmt.Sprintf("-free-%d", i))))
-		t.Logf("not held: %s", fault)
-		if fault != "" {
+	}
+	return reports
+}
+
+// free shows that the points before could have failed: nobody holds the writer now, and of eight points one at least is apart. That is given
+// each session's report and a suffix for copies of its point.
+func (w *writer) free(t *testing.T, apart func(r v1alpha1.SessionReport, suffix string) bool) {
+	t.Helper()
+	for i := range 8 {
+		r := w.session(t, w.story.Home, w.story.Away, fmt.Sprintf("free-%d", i))
+		if apart(r, fmt.Sprintf("-free-%d", i)) {
 			return
 		}
 	}
-	t.Error("eight points were cut one by one while the writer wrote, and each is of one instant: this storage proves nothing")
+	t.Error("eight points were cut one by one while the volumes were written, and each is of one instant: this storage proves nothing")
+}
+
+func (w *writer) withoutTheRule(t *testing.T) {
+	t.Helper()
+	w.edit(t, w.story.Home, func(spec *v1alpha1.ReplicationSpec) { spec.PreCutRule, spec.PostCutRule = "", "" })
+	w.free(t, func(r v1alpha1.SessionReport, suffix string) bool {
+		if r.Quiesce != nil {
+			t.Errorf("session %s ran Rules that nobody names: %+v", r.Point, r.Quiesce)
+		}
+		_, fault := inOrder(w.read(t, w.story.Away, w.copies(t, r.Point, suffix)))
+		t.Logf("not held: %s", fault)
+		return fault != ""
+	})
 }
 
 // written is the number the writer has come to.
